@@ -91,6 +91,26 @@ KINDS: dict[str, dict[str, Any]] = {
         },
         "template": BOTH,
     },
+    "llava_onevision": {
+        "config": {
+            "architectures": ["LlavaOnevisionForConditionalGeneration"],
+            "vision_aspect_ratio": "anyres_max_2",
+            "image_grid_pinpoints": [[18, 36], [36, 18], [36, 36]],
+            "text_config": {**TEXT, "model_type": "qwen2"},
+            "vision_config": {**TOWER, "model_type": "siglip_vision_model", "image_size": 18},
+        },
+        "processor": {
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "image_grid_pinpoints": [[18, 36], [36, 18], [36, 36]],
+            "size": {"height": 18, "width": 18},
+        },
+        "videos": {
+            "video_processor_type": "LlavaOnevisionVideoProcessor",
+            "size": {"height": 18, "width": 18},
+            "fps": 2.0,
+        },
+        "template": BOTH,
+    },
     "internvl": {
         "config": {
             "architectures": ["InternVLForConditionalGeneration"],
@@ -178,7 +198,7 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
     around = {
         **dict.fromkeys(("vision_start_token_id", "boi_token_index"), backend.token_to_id("<start>")),
         **dict.fromkeys(("vision_end_token_id", "eoi_token_index"), backend.token_to_id("<end>")),
-        "video_token_id": backend.token_to_id("<video>"),
+        **dict.fromkeys(("video_token_id", "video_token_index"), backend.token_to_id("<video>")),
     }
     around |= {"eos_token_id": backend.token_to_id("<end_of_utterance>"), "pad_token_id": 1}
     config = {"model_type": kind, "tie_word_embeddings": False, **token, **around, **parts["config"]}

@@ -23,8 +23,9 @@ from litgpt.data.media.pictures import (
 )
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import MediaReader
-from litgpt.data.media.videos import VideoSettings, plan_video, read_video_settings
+from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings
 from litgpt.model.config import Config
+from litgpt.model.feature_order import join_orders
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 from litgpt.model.tower_config import TowerShape
@@ -84,8 +85,7 @@ def cut_images(reader: MediaReader, images: list[Tensor]) -> tuple[list[list[Ten
     pictures = [[normalize_picture(each, settings) for each in tiles] for tiles in resized]
     cut = [[cut_patches(picture[None], reader.shape) for picture in tiles] for tiles in pictures]
     orders = [reader.order(plan_picture(get_size(pixels), settings, unit)) for pixels in images]
-    order = reader.join_orders(orders, [tuple(grid for _, grid in items) for items in cut])
-    return pictures, replace(pack_media(list(chain.from_iterable(cut))), order=order)
+    return pictures, replace(pack_media(list(chain.from_iterable(cut))), order=join_orders(orders))
 
 
 def list_call_settings(reader: MediaReader) -> dict[str, Any]:
@@ -111,9 +111,10 @@ def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
     assert config.vision is not None
     shape = TowerShape.from_values(config.vision)
     settings = read_video_settings(folder, str(shape.video_processor))
+    is_stacked = shape.line_break  # a model that takes the frames of all videos in one tensor, of as many each
     videos = [
         torch.stack([picture.permute(2, 0, 1).roll(3 * number, -1) for number in range(frames)])
-        for picture, frames in zip(draw_pixels(seed), (12, 7), strict=True)
+        for picture, frames in zip(draw_pixels(seed), (12, 12 if is_stacked else 7), strict=True)
     ]
     sampling = {"fps": settings.fps} if settings.num_frames is None else {"num_frames": settings.num_frames}
     call_settings = {"cap_pixels_per_frame": settings.cap_pixels_per_frame} if shape.temporal > 1 else {}
@@ -132,24 +133,28 @@ def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
     if "video_grid_thw" in outputs[0]:
         inputs = {key: torch.cat([output[key] for output in outputs]) for key in outputs[0]}
         expected = inputs["pixel_values_videos"]
+    elif is_stacked:
+        inputs = {"pixel_values_videos": torch.cat([output["pixel_values_videos"] for output in outputs])}
+        expected = cut_patches(inputs["pixel_values_videos"].flatten(0, 1), shape)[0]
     else:  # frames (F, C, H, W), which the model takes as images
         inputs = {"pixel_values": torch.cat([output["pixel_values_videos"][0] for output in outputs])}
         expected = cut_patches(inputs["pixel_values"], shape)[0]
-    items, seconds = zip(*(read_drawn_video(video, settings, shape) for video in videos), strict=True)
-    media = pack_media(items)
+    items, plans = zip(*(read_drawn_video(video, settings, shape) for video in videos), strict=True)
+    order = join_orders([plan.build_order(shape) for plan in plans]) if shape.line_break else None
+    media = replace(pack_media(items), order=order)
     same = torch.equal(media.patches_NP, expected)
     sizes: list[tuple[int, ...]] = [(len(video), video.shape[3], video.shape[2]) for video in videos]
-    return ComparedMedia("video", sizes, media, list(seconds), inputs, same)
+    return ComparedMedia("video", sizes, media, [plan.seconds for plan in plans], inputs, same)
 
 
 def read_drawn_video(
     frames_FCHW: Tensor, settings: VideoSettings, shape: TowerShape
-) -> tuple[tuple[Tensor, tuple[int, int, int]], float]:
-    """The patches of a video with their grid, and the seconds of a step of frames."""
+) -> tuple[tuple[Tensor, tuple[int, int, int]], VideoPlan]:
+    """The patches of a video with their grid, and its frames and their size."""
     size = frames_FCHW.shape[2], frames_FCHW.shape[3]
     plan = plan_video(VideoHeader(len(frames_FCHW), VIDEO_RATE, size, (), ()), settings, shape)
     resized = [interpolate(frames_FCHW[frame], plan.size, settings.interpolation) for frame in plan.frames]
-    return cut_patches(normalize_picture(torch.stack(resized), settings), shape), plan.seconds
+    return cut_patches(normalize_picture(torch.stack(resized), settings), shape), plan
 
 
 def compare_media_logits(

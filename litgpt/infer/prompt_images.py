@@ -16,6 +16,7 @@ from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import AnyReader
 from litgpt.data.render.example import PlacedMedium
 from litgpt.errors import UserError
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
 
@@ -125,11 +126,11 @@ class Prompt:
         for each in self.media:
             try:
                 patches = self.reader.read(each.medium, each.grids)
-                order = self.reader.read_order(each.medium, each.tokens)
+                order = self.reader.read_order(each.medium, each.grids, each.tokens)
             except UserError as error:
                 raise UserError(f"{each.medium.kind}: {error}") from None
             places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in tokens)
-            media = replace(self.reader.pack(patches, each.grids), order=self.reader.join_orders([order], [each.grids]))
+            media = replace(self.reader.pack(patches, each.grids), order=order)
             images.append(PromptImage(media, places, compute_image_key(patches, each.grids, order)))
         grids, shape = [grid for each in self.media for grid in each.grids], self.reader.sections_shape
         if shape is None:
@@ -138,8 +139,10 @@ class Prompt:
         return PromptImages(tuple(images), build_media_positions(shape, self.ids, grids, seconds=seconds))
 
 
-def compute_image_key(patches_NP: Tensor, grids: Sequence[tuple[int, int, int]], order_M: Tensor | None = None) -> int:
-    """A negative number by the SHA-256 of the pixels or frames, sizes, and the numbers of features at the places."""
-    digest = hashlib.sha256(repr((tuple(grids), None if order_M is None else order_M.tolist())).encode())
+def compute_image_key(
+    patches_NP: Tensor, grids: Sequence[tuple[int, int, int]], order: FeatureOrder | None = None
+) -> int:
+    """A negative number by the SHA-256 of the pixels or frames, sizes, and the features at the places."""
+    digest = hashlib.sha256(repr((tuple(grids), None if order is None else order.numbers_MK.tolist())).encode())
     digest.update(patches_NP.contiguous().numpy().data)
     return -1 - int.from_bytes(digest.digest())

@@ -87,6 +87,8 @@ class ConfigKeys:
         if not isinstance(inner, dict):
             raise unsupported_key(self.nested, inner, "a mapping of the language model's keys")
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
+        if self.tower is not None and self.tower.ties == "either" and inner.get("tie_word_embeddings"):
+            tied = {}
         return {**inner, **tied}
 
     def config_json(self, config: TransformerConfig) -> dict[str, Any]:

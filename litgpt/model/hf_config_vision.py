@@ -31,12 +31,13 @@ class TowerTranslation(NamedTuple):
 
 def read_side(vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
     """The side in patches, from that in pixels."""
-    return {"side": hf.check_count("image_size", vision.get("image_size")) // fields["patch"]}
+    pixels, patch = hf.check_count("image_size", vision.get("image_size")), fields["patch"]
+    return {"side": pixels // patch, "pixels": pixels if pixels % patch else None}
 
 
 def write_side(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The side in pixels."""
-    return {"image_size": (shape.side or 0) * shape.patch}, {}
+    return {"image_size": shape.pixels or (shape.side or 0) * shape.patch}, {}
 
 
 def read_square(key: str, value: Any) -> int:
@@ -148,6 +149,19 @@ def write_feature_layer(shape: TowerShape, _width: int) -> tuple[dict[str, Any],
     return {}, {"vision_feature_layer": shape.blocks_run - shape.layers - 1}
 
 
+def read_aspect_ratio(_vision: Values, values: Values, _fields: Values, _width: int) -> dict[str, Any]:
+    """The number of tiles whose features a canvas has at most."""
+    name, _, tiles = str(given := values.get("vision_aspect_ratio")).rpartition("_")
+    if name != "anyres_max" or not tiles.isdecimal():
+        raise unsupported_key("vision_aspect_ratio", given, "anyres_max_9, or another number")
+    return {"canvas_tiles": int(tiles)}
+
+
+def write_aspect_ratio(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The number in a name."""
+    return {}, {"vision_aspect_ratio": f"anyres_max_{shape.canvas_tiles}"}
+
+
 def read_pooling(_vision: Values, values: Values, fields: Values, _width: int) -> dict[str, Any]:
     """The side of a block, from the number of tokens of an image, which is that of blocks."""
     tokens, side = hf.check_count("mm_tokens_per_image", values.get("mm_tokens_per_image")), fields["side"]
@@ -224,6 +238,7 @@ TOWER_TRANSLATIONS = {
     "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
     "plain_mlp": TowerTranslation(read_plain_mlp, write_plain_mlp),
     "feature_layer": TowerTranslation(read_feature_layer, write_feature_layer),
+    "aspect_ratio": TowerTranslation(read_aspect_ratio, write_aspect_ratio),
     "pooling": TowerTranslation(read_pooling, write_pooling),
     "output": TowerTranslation(read_output, write_output),
     "whole": TowerTranslation(read_whole, write_whole),
@@ -253,6 +268,7 @@ class TowerKeys:
         missing_outside: those of the `config.json` itself.
         expect: keys of the `config.json` that must have a value.
         expect_inside: keys of the tower that must have a value.
+        ties: whether embeddings are tied by the `config.json` itself, or also by the keys of its decoder (`either`).
     """
 
     part: Literal["vision", "audio"] = "vision"
@@ -266,6 +282,7 @@ class TowerKeys:
     missing_outside: Values = field(default_factory=dict)
     expect: Values = field(default_factory=dict)
     expect_inside: Values = field(default_factory=dict)
+    ties: Literal["outside", "either"] = "outside"
 
     @property
     def key(self) -> str:

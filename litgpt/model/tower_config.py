@@ -51,6 +51,7 @@ class TowerShape(BlockShape):
         positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
             for images of any size those of the nearest place in such an image (`bucket`), between the four nearest
             (`interpolated`), or between the sixteen nearest (`bicubic`).
+        pixels: side of an image whose last pixels fill no patch; None for one of `side` patches.
         patch_norm: whether there is a norm before positions are added; `first_norm` is one after.
         rope_base: base of the rotary embedding of rows and columns; None without one.
         rope_frequencies: rows and columns have the same frequencies (`shared`), or in turn those of a single one.
@@ -68,7 +69,10 @@ class TowerShape(BlockShape):
             blocks after it, or the output of the first matrix (`hidden`).
         projector_eps: of that norm; None for `eps`.
         canvases: heights and widths of the canvases on one of which an image is cut into tiles; None for no such.
-        line_break: whether a learned feature ends each row of features of a canvas.
+        canvas_tiles: the number of tiles whose features a canvas has at most, and interpolated ones if it has more;
+            None for all.
+        line_break: whether a learned feature ends each row of features of a canvas, and those of a video.
+        frame_block: how many times fewer rows and columns of features a frame of a video has, interpolated.
         deep_layers: layers after which another projector reads features, which the decoder adds after its first layers,
             one each (Meng et al. 2024, DeepStack).
         image_blocks: whether the tokens of an image attend to each other in the decoder, also to later ones.
@@ -98,6 +102,7 @@ class TowerShape(BlockShape):
     mask_token: bool = False
     positions: Literal["none", "learned", "bucket", "interpolated", "bicubic"] = "none"
     side: int | None = None
+    pixels: int | None = None
     rope_base: float | None = None
     rope_frequencies: Literal["shared", "in_turn"] = "shared"
     patch_norm: bool = False
@@ -116,7 +121,9 @@ class TowerShape(BlockShape):
     projector_norm_at: Literal["patch", "block", "hidden"] = "patch"
     projector_eps: float | None = None
     canvases: list[Any] | None = None
+    canvas_tiles: int | None = None
     line_break: bool = False
+    frame_block: int = 1
     deep_layers: list[int] | None = None
     image_blocks: bool = False
     image_token: int
@@ -195,4 +202,7 @@ class TowerShape(BlockShape):
         return [token for token in (self.image_token, self.video_token) if token is not None]
 
 
-SIZES = ("width", "layers", "heads", "mlp_size", "patch", "channels", "temporal", "merge", "side", "projector_hidden")
+SIZES = (
+    *("width", "layers", "heads", "mlp_size", "patch", "channels", "temporal", "merge", "side", "pixels"),
+    *("projector_hidden", "canvas_tiles", "frame_block"),
+)

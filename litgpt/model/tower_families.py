@@ -67,6 +67,7 @@ def merge_decoder(
         "missing": {**tower["missing"], **entries.get("missing", {})},
         "missing_outside": entries["missing_outside"],
         "expect_inside": tower.get("expect", {}),
+        "ties": entries.get("ties", "outside"),
         **(data["towers"][tower_name] or {}),
     }
     return {

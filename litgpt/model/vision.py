@@ -115,8 +115,12 @@ class Projector(nn.Module):
         self.merge, self.kind, self.norm_at = shape.merge, kind, norm_at
         self.act, self.gate_act = TOWER_ACTIVATIONS[shape.projector_act], TOWER_ACTIVATIONS[shape.act]
 
-    def forward(self, x_NC: Tensor) -> Tensor:
-        """(N, C) -> (M, D)."""
+    def forward(self, x_NC: Tensor, order: FeatureOrder | None = None) -> Tensor:
+        """(N, C) -> (M, D), in an order."""
+        features_MD = self._project(x_NC)
+        return features_MD if order is None or self.line_break is None else order.arrange(features_MD, self.line_break)
+
+    def _project(self, x_NC: Tensor) -> Tensor:
         if self.norm is not None and self.norm_at == "patch":
             x_NC = self.norm(x_NC)
         merged = self._merge_blocks(x_NC)
@@ -208,7 +212,7 @@ class Tower(nn.Module):
         grid = (1, sides[0] or 0, sides[1] or 0)
         weight = self.patches.weight
         blank = torch.zeros(grid[1] * grid[2], shape.patch_numbers, dtype=weight.dtype, device=weight.device)
-        order = FeatureOrder(torch.arange(-1, 1), (2,)) if shape.line_break else None
+        order = FeatureOrder(torch.arange(-1, 1)[:, None], None, (2,), 1) if shape.line_break else None
         return self(Media(blank, (grid,), order=order)).sum() * 0
 
     def forward(self, media: Media) -> Tensor:
@@ -236,12 +240,8 @@ class Tower(nn.Module):
             features = [torch.cat([frame[1:] for frame in x_NC.split(frames)]) for x_NC in features]
         if self.norm_final is not None and shape.final_norm == "applied":
             features[0] = self.norm_final(features[0])
-        projectors = [self.projector, *self.deep_projectors]
-        projected = torch.cat([project(x_NC) for project, x_NC in zip(projectors, features, strict=True)], -1)
-        if media.order is None:
-            return projected
-        assert self.projector.line_break is not None
-        return media.order.arrange(projected, self.projector.line_break)
+        deep = [project(x_NC) for project, x_NC in zip(self.deep_projectors, features[1:], strict=True)]
+        return torch.cat([self.projector(features[0], media.order), *deep], -1)
 
     def _embed_positions(self, places_N2: Tensor, grids: Sequence[Grid]) -> Tensor:
         """The learned positions of every patch, (N, C)."""

@@ -24,6 +24,10 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-llama-clip": ("CLIPImageProcessor", CLIP),
     "llava-mistral-siglip": ("SiglipImageProcessor", {"size": {"height": 16, "width": 16}}),
     "llava_next-llama-clip": ("LlavaNextImageProcessor", {**CLIP, "image_grid_pinpoints": CANVASES}),
+    "llava_onevision": (
+        "LlavaOnevisionImageProcessor",
+        {"size": {"height": 22, "width": 22}, "image_grid_pinpoints": [[22, 44], [44, 22], [44, 44]]},
+    ),
     "qwen2_vl": ("Qwen2VLImageProcessor", AREA),
     "qwen2_5_vl": ("Qwen2VLImageProcessor", AREA),
     "qwen3_vl": ("Qwen2VLImageProcessor", AREA),
@@ -43,7 +47,8 @@ def write_folder(name: str, folder: Path) -> Path:
     kind, settings = PROCESSORS[name]
     getattr(transformers, kind)(**settings).save_pretrained(folder)
     if name in VIDEO_PROCESSORS:
-        getattr(transformers, VIDEO_PROCESSORS[name])(**settings, fps=2.0).save_pretrained(folder)
+        shared = {key: value for key, value in settings.items() if key != "image_grid_pinpoints"}
+        getattr(transformers, VIDEO_PROCESSORS[name])(**shared, fps=2.0).save_pretrained(folder)
     return folder
 
 
@@ -56,6 +61,7 @@ def verify_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int
 
 
 VIDEO_PROCESSORS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "Qwen2VLVideoProcessor")
+VIDEO_PROCESSORS |= {"llava_onevision": "LlavaOnevisionVideoProcessor"}
 VIDEO_PROCESSORS |= {"qwen3_vl": "Qwen3VLVideoProcessor", "internvl-qwen2-internvl": "InternVLVideoProcessor"}
 NAMES = ("tensors", "round trip", "settings", "logits")
 MEDIA = ("images", "videos")

@@ -13,12 +13,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from litgpt.data.media.canvases import choose_canvas, count_margins, order_features
+from litgpt.data.media.canvases import choose_canvas, count_margins, order_canvas, order_frames
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.positions import build_media_positions
-from litgpt.data.media.reader import MediaReader
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+from litgpt.model.feature_order import FeatureOrder, join_orders
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Grid, Media
 from litgpt.model.registry import find_family
@@ -31,6 +31,7 @@ from tests.parity.tower_gradients import compare_gradients
 from tests.vision_model import DECODER, TOWER
 
 IMAGE, VIDEO = 90, 91
+SIGLIP = "siglip_vision_model"
 TEXT = {**DECODER, "vocab_size": 96}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 QWEN = {"depth": 3, "num_heads": 2, "patch_size": 4}
@@ -63,6 +64,20 @@ def llava_next(text: dict[str, Any], tower: str, select: str) -> Row:
     row = llava(text, tower, select)
     sizes = [(20, 33), (40, 24), (32, 32)]
     return row._replace(kind="LlavaNext", outside={**row.outside, "image_grid_pinpoints": CANVASES}, images=sizes)
+
+
+def llava_onevision() -> Row:
+    """A LLaVA-OneVision model; the last pixels of tiles fill no patch, features of the last image are interpolated."""
+    row = llava({"model_type": "qwen2"}, SIGLIP, "full", -1)
+    outside = {"video_token_index": VIDEO, "vision_aspect_ratio": "anyres_max_2", "tie_word_embeddings": False}
+    outside["image_grid_pinpoints"] = [[22, 44], [44, 22], [44, 44]]
+    return row._replace(
+        kind="LlavaOnevision",
+        vision={**row.vision, "image_size": 22},
+        outside={**row.outside, **outside},
+        images=[(20, 33), (40, 24), (44, 44)],
+        video=(3, 22, 22),
+    )
 
 
 def qwen(kind: str, vision: dict[str, Any], text: dict[str, Any] | None = None) -> Row:
@@ -121,12 +136,13 @@ PATCHED = ("Qwen", "Glm4v")
 """The starts of kinds that take patches and their grids."""
 TILED = ("Idefics3", "SmolVLM")
 """Kinds that take the tiles of an image as a dim."""
+CUT = ("LlavaNext", "LlavaOnevision")
+"""Kinds that take the pictures of an image as a dim, with empty ones after them, and its size."""
 IN_TURN = {**SECTIONS, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 DEEP: dict[str, Any] = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
 DEEP |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
-SIGLIP = "siglip_vision_model"
 ROWS = {
     "llava-llama-clip": llava({"model_type": "llama"}, "clip_vision_model", "default"),
     "llava-llama-dinov2": llava({"model_type": "llama"}, "dinov2", "default", -1),
@@ -134,6 +150,7 @@ ROWS = {
     "llava-qwen2-siglip": llava({"model_type": "qwen2", "tie_word_embeddings": False}, SIGLIP, "full", 2),
     "llava_next-llama-clip": llava_next({"model_type": "llama"}, "clip_vision_model", "default"),
     "llava_next-mistral-siglip": llava_next({"model_type": "mistral", "head_dim": 8}, SIGLIP, "full"),
+    "llava_onevision": llava_onevision(),
     "qwen2_vl": qwen("Qwen2VL", {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}),
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
     "qwen3_vl": qwen("Qwen3VL", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN}),
@@ -166,11 +183,12 @@ def build_reference(row: Row) -> Any:
 
 
 class CutImage(NamedTuple):
-    """An image: the pictures that the tower reads (N, 3, H, W), their patches and grids, and the order of features."""
+    """An image or video: the pictures that the tower reads (N, 3, H, W), their patches and grids, and the order of
+    features."""
 
     pictures: Tensor
     items: list[tuple[Tensor, Grid]]
-    order: Tensor | None
+    order: FeatureOrder | None
     places: int
 
 
@@ -181,19 +199,28 @@ def draw_image(row: Row, number: int, shape: TowerShape, generator: torch.Genera
     if shape.canvases is not None:
         canvas, picture = choose_canvas(size, [(height, width) for height, width in shape.canvases]), (side, side)
         rows, columns, own = canvas[0] // side, canvas[1] // side, side // shape.patch
-        order = order_features(rows, columns, own, count_margins(size, (rows * own, columns * own)))
+        margins = count_margins(size, (rows * own, columns * own))
+        order = order_canvas(rows, columns, own, margins, shape.canvas_tiles)
         pictures = 1 + rows * columns
     pixels = torch.randn(pictures, 3, *picture, generator=generator)
     items = [cut_patches(each[None], shape) for each in pixels]
-    return CutImage(pixels, items, order, count_places(items[0][1], shape) if order is None else len(order))
+    return CutImage(pixels, items, order, count_places(items[0][1], shape) if order is None else order.counts[0])
 
 
-def join_images(cut: list[CutImage], shape: TowerShape, *others: tuple[Tensor, Grid]) -> Media:
-    """Images, and others after them, as the tower reads them."""
-    reader = MediaReader(None, shape, has_sections=False)  # type: ignore[arg-type]  # of no file
-    grids = [tuple(grid for _, grid in image.items) for image in cut]
-    media = pack_media([*(item for image in cut for item in image.items), *others])
-    return replace(media, order=reader.join_orders([image.order for image in cut], grids))
+def draw_video(row: Row, shape: TowerShape) -> list[CutImage]:
+    """Random frames of a video, if the model reads them."""
+    if row.video is None:
+        return []
+    frames = torch.randn(row.video[0], 3, *row.video[1:])
+    item = cut_patches(frames, shape)
+    order = order_frames(len(frames), item[1][1], shape.frame_block) if shape.line_break else None
+    return [CutImage(frames, [item], order, count_places(item[1], shape) if order is None else order.counts[0])]
+
+
+def join_images(cut: list[CutImage]) -> Media:
+    """Images and videos as the tower reads them."""
+    items = [item for image in cut for item in image.items]
+    return replace(pack_media(items), order=join_orders([image.order for image in cut]))
 
 
 class Example(NamedTuple):
@@ -209,23 +236,20 @@ def build_example(row: Row, shape: TowerShape) -> Example:
     """The first row has two images, the second one and the video; both have the same length."""
     torch.manual_seed(1)
     cut = [draw_image(row, number, shape) for number in range(3)]
-    clip = None if row.video is None else torch.randn(row.video[0], 3, *row.video[1:])
-    film = None if clip is None else cut_patches(clip, shape)
+    film = draw_video(row, shape)
 
     def places(number: int) -> list[int]:
         return [IMAGE] * cut[number].places
 
     first = [5, 6, *places(0), 7, *places(1), 8]
-    second = [9, *places(2), 11, *([VIDEO] * count_places(film[1], shape) if film else []), 12, 13]
+    second = [9, *places(2), 11, *([VIDEO] * sum(each.places for each in film)), 12, 13]
     length = max(len(first), len(second))
     texts = [text + list(range(20, 20 + length - len(text))) for text in (first, second)]
     ids = torch.tensor(texts)
-    media = join_images(cut, shape, *([film] if film else []))
-    theirs = build_hf_images(row, cut)
+    media = join_images([*cut, *film])
+    theirs = build_hf_images(row, cut) | build_hf_videos(row, film)
     positions = None
     if row.kind.startswith(PATCHED):
-        if film is not None:
-            theirs |= {"pixel_values_videos": film[0], "video_grid_thw": torch.tensor([film[1]])}
         by_row = [media.grids[:2], media.grids[2:]]
         positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
         theirs |= {"position_ids": positions.transpose(0, 1)}
@@ -244,7 +268,7 @@ def build_hf_images(row: Row, cut: list[CutImage], numbers: Sequence[int] = rang
         grids = torch.tensor([grid for _, grid in items])
         return {"pixel_values": torch.cat([patches for patches, _ in items]), "image_grid_thw": grids}
     sizes = {"image_sizes": torch.tensor([row.images[number] for number in numbers])}
-    if row.kind == "LlavaNext":
+    if row.kind in CUT:
         most = max(len(image.pictures) for image in cut)
         ends = [(*[0] * 7, most - len(image.pictures)) for image in cut]
         padded = [torch.nn.functional.pad(image.pictures, end) for image, end in zip(cut, ends, strict=True)]
@@ -254,6 +278,16 @@ def build_hf_images(row: Row, cut: list[CutImage], numbers: Sequence[int] = rang
         "pixel_values": pixels[None] if row.kind in TILED else pixels,
         **(sizes if row.vision.get("model_type") == "pixtral" else {}),
     }
+
+
+def build_hf_videos(row: Row, film: list[CutImage]) -> dict[str, Any]:
+    """At most one video as the models of transformers take it."""
+    if not film:
+        return {}
+    if not row.kind.startswith(PATCHED):
+        return {"pixel_values_videos": film[0].pictures[None]}
+    (patches, grid), *_ = film[0].items
+    return {"pixel_values_videos": patches, "video_grid_thw": torch.tensor([grid])}
 
 
 def pad_images(images: list[Tensor]) -> Tensor:
@@ -273,8 +307,8 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
     return model(input_ids=example.ids_BT, **example.theirs).logits
 
 
-FAST = ("llava_next-mistral-siglip", "llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl", "qwen3_vl_moe")
-FAST += ("glm4v", "idefics3", "gemma3")
+FAST = ("llava_next-mistral-siglip", "llava_onevision", "llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl")
+FAST += ("qwen3_vl_moe", "glm4v", "idefics3", "gemma3")
 FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral")
 
 
@@ -370,6 +404,17 @@ def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
     assert actual.keys() == expected.keys() and all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("name", ["llava-qwen2-siglip", "llava_onevision"])
+def test_embeddings_that_the_decoder_ties(name: str, tmp_path: Path) -> None:
+    row = ROWS[name]
+    config = getattr(transformers, f"{row.kind}Config")(text_config=row.text, vision_config=row.vision, **row.outside)
+    values = {**config.to_dict(), "architectures": None, "tie_word_embeddings": False}
+    values["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(values, default=str))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).tie_word_embeddings
+    assert Config.from_checkpoint(tmp_path).tie_embeddings
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -385,6 +430,7 @@ def test_newer_names_and_older_config(name: str, tmp_path: Path) -> None:
         ("mistral3-mistral-pixtral", {"text_config": {"rms_norm_eps": None}}, "text_config.rms_norm_eps"),
         ("qwen3_vl", {"vision_config": {"num_position_embeddings": 24}}, "vision_config.num_position_embeddings: 24"),
         ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
+        ("llava_onevision", {"vision_aspect_ratio": "pad"}, "vision_aspect_ratio: 'pad'"),
         ("llava-llama-dinov2", {"vision_config": {"use_swiglu_ffn": True}}, "vision_config.use_swiglu_ffn: True"),
         ("qwen2_5_vl", {"vision_config": {"rope_parameters": "x"}}, "vision_config.rope_parameters"),
         ("qwen2_5_vl", {"vision_config": {"spatial_merge_size": "x"}}, "vision_config.spatial_merge_size"),

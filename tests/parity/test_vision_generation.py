@@ -89,7 +89,7 @@ class Case:
 
     def join(self, numbers: list[int]) -> Media:
         """Some of the images as the tower reads them."""
-        return join_images([self.cut[number] for number in numbers], self.shape)
+        return join_images([self.cut[number] for number in numbers])
 
     def generate(self, text: list[int | list[int]]) -> list[int]:
         """The text of transformers."""

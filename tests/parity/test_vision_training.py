@@ -46,6 +46,14 @@ def build_processor(folder: Path, kind: str) -> Any:
         images = transformers.LlavaNextImageProcessor(**settings)
         options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         return transformers.LlavaNextProcessor(images, tokenizer, chat_template=template, **options)
+    if kind == "llava_onevision":
+        images, video = (
+            transformers.LlavaOnevisionImageProcessor(**settings),
+            transformers.LlavaOnevisionVideoProcessor(),
+        )
+        options = {"num_image_tokens": 16, "vision_feature_select_strategy": "full", "chat_template": template}
+        options["vision_aspect_ratio"] = "anyres_max_2"
+        return transformers.LlavaOnevisionProcessor(images, tokenizer, video, **options)
     if kind == "mistral3":
         images, sizes = transformers.PixtralImageProcessor(**settings), {"patch_size": 4, "spatial_merge_size": 2}
         return transformers.PixtralProcessor(images, tokenizer, chat_template=template, image_token="<image>", **sizes)
@@ -78,6 +86,8 @@ def process(processor: Any, row: Any, folder: Path) -> Any:
             parts += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": text}] * bool(text)
         messages.append({"role": message.role, "content": parts})
         images += [Image.open(folder / str(medium.path)) for medium in message.media]
+    if isinstance(processor, transformers.LlavaOnevisionProcessor) and images:
+        images = [images]  # all of one sample, on which their sizes depend
     text = processor.apply_chat_template(messages)
     return processor(text=[text], images=images or None, return_tensors="pt", add_special_tokens=False)
 

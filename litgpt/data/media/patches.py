@@ -14,12 +14,14 @@ def cut_patches(frames_FCHW: Tensor, shape: TowerShape) -> tuple[Tensor, Grid]:
 
     Args:
         frames_FCHW: an image as one frame, or the frames of a video; the last is repeated to fill the last patch.
-            Height and width are multiples of `patch * merge`.
+            Height and width are multiples of `patch * merge`, or with `merge` 1 of any size, of which the pixels at the
+            right and below that fill no patch are left out, as a convolution does.
     """
     side, merge = shape.patch, shape.merge
     missing = -len(frames_FCHW) % shape.temporal
     frames_FCHW = torch.cat([frames_FCHW, frames_FCHW[-1:].expand(missing, -1, -1, -1)])
     steps, height, width = len(frames_FCHW) // shape.temporal, *(size // side for size in frames_FCHW.shape[-2:])
+    frames_FCHW = frames_FCHW[..., : height * side, : width * side]
     # step, frame, channel, block row, row in block, row of pixels, block column, column in block, column of pixels
     pixels = frames_FCHW.reshape(steps, shape.temporal, -1, height // merge, merge, side, width // merge, merge, side)
     patches = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(steps * height * width, -1)

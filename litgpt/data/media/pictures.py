@@ -12,12 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.data.media.canvases import choose_canvas, count_margins, fit_canvas, place_on_canvas
+from litgpt.data.media.canvases import (
+    choose_canvas,
+    count_margins,
+    fit_canvas,
+    order_canvas,
+    order_picture,
+    place_on_canvas,
+)
 from litgpt.data.media.errors import MediumError
 from litgpt.data.media.picture_sizes import SIZE_RULES, Size, find_tile_grid, fit_tiles
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid
+from litgpt.model.tower_config import TowerShape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,16 +37,22 @@ CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261302
 HALF = [0.5, 0.5, 0.5]
 CLIP_COLORS, HALF_COLORS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}, {"image_mean": HALF, "image_std": HALF}
 SHARED: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "crop_size": None, "max_image_size": None}
-GRID = {**CLIP_COLORS, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12}
+SIDES = {"height": 384, "width": 384}
+GRID = {**CLIP_COLORS, "size": SIDES, "min_patches": 1, "max_patches": 12}
 TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
 VOLUME = {"shortest_edge": 112**2, "longest_edge": 28**2 * 15000}
 SQUARE = {**HALF_COLORS, "size": {"height": 224, "width": 224}}
 CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
 CANVASES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+MANY_CANVASES = [[height, width] for height in range(384, 2305, 384) for width in range(384, 2305, 384)]
 # The size rule of each processor, and the settings that its file may leave out.
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
     "LlavaNextImageProcessor": ("short_side", {**CLIP_COLORS, **CROP, "image_grid_pinpoints": CANVASES}),
+    "LlavaOnevisionImageProcessor": (
+        "square",
+        {**SQUARE, **CLIP_COLORS, "size": SIDES, "image_grid_pinpoints": MANY_CANVASES, "cuts_several": False},
+    ),
     "BitImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
     "SiglipImageProcessor": ("square", SQUARE),
     "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
@@ -84,6 +99,7 @@ class PictureSettings:
         tile_counts: the least and the most number of tiles of the size in `limits` that an image is cut into, if their
             number does not follow from `tile`; None if it does, or for no tiles.
         canvases: heights and widths of the canvases on one of which an image is cut into tiles; None for no such.
+        cuts_several: whether images are cut that are not the only one of a sample, or else padded to squares.
         interpolation: a mode of `torch.nn.functional.interpolate`.
         mean, std: of each channel, as shares of the largest value.
         scale: factor on values of 0 to 255 before they are normalized.
@@ -95,6 +111,7 @@ class PictureSettings:
     tile: int | None
     tile_counts: tuple[int, int] | None
     canvases: tuple[Size, ...] | None
+    cuts_several: bool
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -156,6 +173,7 @@ def read_picture_settings(folder: Path) -> PictureSettings:
         tile=tile["longest_edge"] if tile else None,
         tile_counts=(settings["min_patches"], settings["max_patches"]) if "max_patches" in defaults else None,
         canvases=read_canvases(path, settings) if "image_grid_pinpoints" in defaults else None,
+        cuts_several=defaults.get("cuts_several", True),
         interpolation=INTERPOLATIONS[settings["resample"]],
         mean=tuple(settings["image_mean"]),
         std=tuple(settings["image_std"]),
@@ -251,6 +269,7 @@ class PicturePlan:
         rows, columns: of tiles; 0 without.
         pictures: the size of each, tiles row by row and the whole at last, or at first with a canvas.
         canvas: in the middle of which it is before it is cut into tiles; None for none.
+        square: the side of the square that the original is in the middle of before it is resized; None for none.
         margins: the rows at the top and at the bottom, and columns at each side, of places that are beside it there.
     """
 
@@ -260,6 +279,7 @@ class PicturePlan:
     columns: int
     pictures: tuple[Size, ...]
     canvas: Size | None = None
+    square: int | None = None
     margins: Size = (0, 0)
     seconds: ClassVar[float | None] = None  # a still image takes no time
 
@@ -267,18 +287,30 @@ class PicturePlan:
         """The size of each image in patches of this side."""
         return tuple((1, height // side, width // side) for height, width in self.pictures)
 
+    def build_order(self, shape: TowerShape) -> FeatureOrder:
+        """The features of a tower with a line break at its places."""
+        side = self.pictures[0][0] // shape.patch // shape.merge
+        if self.canvas is None:
+            return order_picture(side)
+        return order_canvas(self.rows, self.columns, side, self.margins, shape.canvas_tiles)
 
-def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePlan:
+
+def plan_picture(size: Size, settings: PictureSettings, unit: int, *, alone: bool = True) -> PicturePlan:
     """The images that the tower reads of one of this size.
 
     Args:
         unit: the side of a merge block in pixels.
+        alone: whether it is the only image of a sample.
 
     Raises:
         UserError: if it is too narrow.
     """
+    square = None
     if settings.canvases is not None:
-        return plan_canvas(size, settings, unit)
+        if alone or settings.cuts_several:
+            return plan_canvas(size, settings, unit)
+        square = max(size)
+        size = (square, square)
     resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
     if settings.tile_counts is not None:
         rows, columns = find_tile_grid(size, resized, *settings.tile_counts)
@@ -286,7 +318,7 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePla
             whole = rows * resized[0], columns * resized[1]
             return PicturePlan(whole, None, rows, columns, (resized,) * (rows * columns + 1))
     if settings.tile is None:
-        return PicturePlan(resized, None, 0, 0, (settings.crop or resized,))
+        return PicturePlan(resized, None, 0, 0, (settings.crop or resized,), square=square)
     tile = settings.tile
     whole = fit_tiles(resized, tile)
     rows, columns = whole[0] // tile, whole[1] // tile
@@ -298,20 +330,25 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int) -> PicturePla
 def plan_canvas(size: Size, settings: PictureSettings, unit: int) -> PicturePlan:
     """The whole image and the tiles of its canvas, all of one size."""
     assert settings.canvases is not None
-    tile = settings.crop or SIZE_RULES[settings.rule](size, settings.limits, unit)
-    canvas = choose_canvas(size, settings.canvases)
-    rows, columns = (whole // part for whole, part in zip(canvas, tile, strict=True))
-    margins = count_margins(size, (rows * (tile[0] // unit), columns * (tile[1] // unit)))
-    return PicturePlan(fit_canvas(size, canvas), None, rows, columns, (tile,) * (1 + rows * columns), canvas, margins)
+    tile, canvas = next(iter(settings.limits.values())), choose_canvas(size, settings.canvases)
+    rows, columns = canvas[0] // tile, canvas[1] // tile
+    margins = count_margins(size, (rows * (tile // unit), columns * (tile // unit)))
+    pictures = ((tile, tile),) * (1 + rows * columns)
+    return PicturePlan(fit_canvas(size, canvas), None, rows, columns, pictures, canvas, margins=margins)
 
 
-def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int) -> list[Tensor]:
+def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int, *, alone: bool = True) -> list[Tensor]:
     """The images uint8 (C, H, W) that the tower reads of one: one, or its tiles row by row and the whole at last.
 
     Args:
         unit: the side of a merge block in pixels.
+        alone: as of `plan_picture`.
     """
-    plan, original_CHW = plan_picture(get_size(pixels_CHW), settings, unit), pixels_CHW
+    plan = plan_picture(get_size(pixels_CHW), settings, unit, alone=alone)
+    if plan.square is not None:
+        color = [int(share * 255) for share in settings.mean]
+        pixels_CHW = place_on_canvas(pixels_CHW, (plan.square, plan.square), color)
+    original_CHW = pixels_CHW
     pixels_CHW = interpolate(pixels_CHW, plan.size, settings.interpolation)
     if plan.canvas is not None:
         whole = interpolate(original_CHW, plan.pictures[0], settings.interpolation)

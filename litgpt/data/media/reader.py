@@ -1,6 +1,5 @@
 """Read the images and videos of samples: their sizes in patches ahead, from headers, and their patches for batches."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from litgpt.data.media.canvases import order_features
 from litgpt.data.media.containers import read_frames, read_video_header
 from litgpt.data.media.patches import count_places, cut_patches
 from litgpt.data.media.pictures import (
@@ -71,8 +69,11 @@ class MediaReader:
         """The kinds of media that the model reads."""
         return ("image",) if self.videos is None else ("image", "video")
 
-    def plan(self, medium: Medium) -> MediumPlan:
+    def plan(self, medium: Medium, *, alone: bool = True) -> MediumPlan:
         """What the tower reads of a medium, from its header.
+
+        Args:
+            alone: whether it is the only image of a sample.
 
         Raises:
             UserError: if it cannot be read, or the tower does not read its size.
@@ -82,7 +83,7 @@ class MediaReader:
         if medium.kind == "video":
             plan = plan_video(read_video_header(source), self._video_settings, self.shape)
         else:
-            plan = plan_picture(read_picture_size(source), self.settings, self._unit)
+            plan = plan_picture(read_picture_size(source), self.settings, self._unit, alone=alone)
         check_grids(self.shape, self.list_grids(plan))
         return plan
 
@@ -90,13 +91,11 @@ class MediaReader:
         """The size in patches of each image, or of a video."""
         return plan.list_grids(self.shape.patch)
 
-    def order(self, plan: MediumPlan) -> Tensor | None:
-        """The numbers of features at the places of a medium, as in `FeatureOrder`; None for all in order."""
-        if not self.shape.line_break or not isinstance(plan, PicturePlan):
-            return None
-        return order_features(plan.rows, plan.columns, plan.pictures[0][0] // self._unit, plan.margins)
+    def order(self, plan: MediumPlan) -> FeatureOrder | None:
+        """The features at the places of a medium; None for all in order."""
+        return plan.build_order(self.shape) if self.shape.line_break else None
 
-    def read_order(self, medium: Medium, places: int) -> Tensor | None:
+    def read_order(self, medium: Medium, grids: tuple[Grid, ...], places: int) -> FeatureOrder | None:
         """The same, from the header of the medium.
 
         Args:
@@ -105,22 +104,17 @@ class MediaReader:
         Raises:
             UserError: if it cannot be read, or has another number of places.
         """
-        order = self.order(self.plan(medium)) if self.shape.line_break else None
-        if order is not None and len(order) != places:
+        order = self.order(self.plan(medium, alone=is_cut(grids))) if self.shape.line_break else None
+        if order is not None and len(order.numbers_MK) != places:
             raise changed_error(medium)
         return order
 
-    def join_orders(self, orders: Sequence[Tensor | None], grids: Sequence[tuple[Grid, ...]]) -> FeatureOrder | None:
-        """The features at the places of some media, given those of each and the sizes of its pictures."""
+    def build_blank_order(self, grids: tuple[Grid, ...], places: int) -> FeatureOrder | None:
+        """An order of so many places of a medium that cannot be read; None for all in order."""
         if not self.shape.line_break:
             return None
-        numbers, counts, features = list[Tensor](), list[int](), 0
-        for order, sizes in zip(orders, grids, strict=True):
-            assert order is not None
-            numbers.append(order + features * (order >= 0))
-            counts += [len(order), *[0] * (len(sizes) - 1)]
-            features += sum(count_places(grid, self.shape) for grid in sizes)
-        return FeatureOrder(torch.cat(numbers), tuple(counts))
+        counts, features = (places, *[0] * (len(grids) - 1)), sum(count_places(grid, self.shape) for grid in grids)
+        return FeatureOrder(torch.zeros(places, 1, dtype=torch.int64), None, counts, features)
 
     def read(self, medium: Medium, grids: tuple[Grid, ...]) -> Tensor:
         """The patches (N, P) of a medium, decoded now.
@@ -128,15 +122,16 @@ class MediaReader:
         Raises:
             UserError: if it cannot be decoded, or has not the size of before.
         """
-        parts = self._read_video(medium) if medium.kind == "video" else self._read_image(medium)
+        is_video = medium.kind == "video"
+        parts = self._read_video(medium) if is_video else self._read_image(medium, alone=is_cut(grids))
         cut = [cut_patches(frames, self.shape) for frames in parts]
         if tuple(grid for _, grid in cut) != tuple(grids):
             raise changed_error(medium)
         return torch.cat([patches for patches, _ in cut])
 
-    def _read_image(self, medium: Medium) -> list[Tensor]:
+    def _read_image(self, medium: Medium, *, alone: bool) -> list[Tensor]:
         """The images (1, C, H, W) that the tower reads of one."""
-        pictures = resize_picture(open_picture(find_source(medium)), self.settings, self._unit)
+        pictures = resize_picture(open_picture(find_source(medium)), self.settings, self._unit, alone=alone)
         return [normalize_picture(picture, self.settings)[None] for picture in pictures]
 
     def _read_video(self, medium: Medium) -> list[Tensor]:
@@ -164,6 +159,11 @@ class MediaReader:
     @property
     def _unit(self) -> int:
         return self.shape.patch * self.shape.merge
+
+
+def is_cut(grids: tuple[Grid, ...]) -> bool:
+    """Whether an image is read as several pictures, as the only one of a sample always is if it depends on that."""
+    return len(grids) > 1
 
 
 def changed_error(medium: Medium) -> UserError:

@@ -1,6 +1,5 @@
 """Read the sounds of samples: their numbers of frames ahead, and their frames when a batch needs them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,12 +81,12 @@ class SoundReader:
             raise UserError(f"{medium.name}: not of the length that it had when the data was prepared; restore it")
         return compute_log_mel(samples, self.settings)[: self.shape.count_read_frames(frames)]
 
-    def read_order(self, _medium: Medium, _places: int) -> Tensor | None:
+    def read_order(self, _medium: Medium, _grids: tuple[Grid, ...], _places: int) -> FeatureOrder | None:
         """None: the features of a sound are at its places in order."""
         return None
 
-    def join_orders(self, _orders: Sequence[Tensor | None], _grids: Sequence[tuple[Grid, ...]]) -> FeatureOrder | None:
-        """None, as for one."""
+    def build_blank_order(self, _grids: tuple[Grid, ...], _places: int) -> FeatureOrder | None:
+        """None, as for one that can be read."""
         return None
 
     def build_blank(self, grids: tuple[Grid, ...]) -> Tensor:

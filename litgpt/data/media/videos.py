@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from litgpt.data.media.canvases import order_frames
 from litgpt.data.media.containers import VideoHeader
 from litgpt.data.media.picture_sizes import NARROWEST, Size, fit_area
 from litgpt.data.media.pictures import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid
 from litgpt.model.tower_config import TowerShape
 
@@ -24,15 +26,17 @@ SAMPLED: dict[str, Any] = {
 }
 BY_FRAME = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}, "max_video_tokens": 128_000}
 BY_VOLUME = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}, "max_video_tokens": 768}
+BY_FRAMES = {"fps": 1.0, "min_frames": 1, "max_frames": 32}  # LLaVA-OneVision's, whose processor reads all frames
 BY_SIDES = {"size": {"height": 384, "width": 384}, "max_video_tokens": 0}
 # The rule of each processor for frames and sizes, and the settings that its file may leave out.
 VIDEO_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2VLVideoProcessor": ("frame", {**SAMPLED, **CLIP_COLORS, **BY_FRAME}),
     "Qwen3VLVideoProcessor": ("volume", {**SAMPLED, **HALF_COLORS, **BY_VOLUME}),
     "InternVLVideoProcessor": ("square", {**SAMPLED, **CLIP_COLORS, **BY_SIDES}),
+    "LlavaOnevisionVideoProcessor": ("part", {**SAMPLED, **BY_FRAMES, **CLIP_COLORS, **BY_SIDES}),
 }
 AREA_KEYS, SIDE_KEYS = ("shortest_edge", "longest_edge"), ("height", "width")
-SIZE_KEYS = {"frame": AREA_KEYS, "volume": AREA_KEYS, "square": SIDE_KEYS}
+SIZE_KEYS = {"frame": AREA_KEYS, "volume": AREA_KEYS, "square": SIDE_KEYS, "part": SIDE_KEYS}
 """The keys of the size that each rule reads."""
 REQUIRED_VIDEO_STEPS = ("do_resize", "do_rescale", "do_normalize", "initial_shift")
 """Steps that a processor's file may turn off, or change, which is not supported."""
@@ -85,6 +89,10 @@ class VideoPlan:
     def list_grids(self, side: int) -> tuple[Grid, ...]:
         """The number of steps, and the size of a frame in patches of this side."""
         return ((len(self.times), self.size[0] // side, self.size[1] // side),)
+
+    def build_order(self, shape: TowerShape) -> FeatureOrder:
+        """The features of a tower with a line break at its places."""
+        return order_frames(len(self.times), self.size[0] // shape.patch, shape.frame_block)
 
 
 def read_video_settings(folder: Path, processor: str) -> VideoSettings:
@@ -175,6 +183,13 @@ def sample_middles(total: int, rate: float, settings: VideoSettings, _temporal: 
     return torch.arange(length / 2, total, length).int().tolist()
 
 
+def sample_starts(total: int, rate: float, settings: VideoSettings, _temporal: int) -> list[int]:
+    """The first frames of parts of equal length (LLaVA-OneVision)."""
+    count = int(total / rate * settings.fps) if settings.num_frames is None else settings.num_frames
+    count = min(max(count, settings.min_frames), settings.max_frames, total)
+    return [number * total // count for number in range(count)]
+
+
 def fit_frame(size: Size, frames: int, settings: VideoSettings, shape: TowerShape) -> Size:
     """The area of each frame within its limits, as of an image (Qwen2-VL).
 
@@ -218,7 +233,7 @@ def fit_volume(size: Size, frames: int, settings: VideoSettings, shape: TowerSha
 
 
 def fit_sides(_size: Size, _frames: int, settings: VideoSettings, _shape: TowerShape) -> Size:
-    """The given height and width (InternVL)."""
+    """The given height and width (InternVL, LLaVA-OneVision)."""
     return settings.limits["height"], settings.limits["width"]
 
 
@@ -226,11 +241,13 @@ FRAME_RULES: dict[str, Callable[[int, float, VideoSettings, int], list[int]]] = 
     "frame": sample_even,
     "volume": sample_span,
     "square": sample_middles,
+    "part": sample_starts,
 }
 VIDEO_SIZE_RULES: dict[str, Callable[[Size, int, VideoSettings, TowerShape], Size]] = {
     "frame": fit_frame,
     "volume": fit_volume,
     "square": fit_sides,
+    "part": fit_sides,
 }
 
 

@@ -83,7 +83,7 @@ class FeaturePlacer(ABC):
             if medium.kind not in self.kinds:
                 raise BadRow(f"{medium.kind} data is not supported", "by this model")
             try:
-                plan = self.media_reader.plan(medium)
+                plan = self._plan_medium(medium, conversation.media)
             except MediumError as error:
                 raise BadRow(error.reason, str(error)) from None
             except MissingExtraError:
@@ -92,6 +92,10 @@ class FeaturePlacer(ABC):
                 raise BadRow(f"{medium.kind} of a size that the model does not read", str(error)) from None
             plans.append((medium, plan))
         return plans
+
+    def _plan_medium(self, medium: Medium, _media: Sequence[Medium]) -> Any:
+        """What the tower reads of a medium, one of those of a conversation."""
+        return self.media_reader.plan(medium)
 
     @abstractmethod
     def write_marks(self, conversation: Conversation) -> Conversation:

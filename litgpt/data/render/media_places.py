@@ -7,7 +7,7 @@ from litgpt.data.media.errors import MediumError
 from litgpt.data.media.patches import count_places
 from litgpt.data.media.picture_sizes import Size
 from litgpt.data.media.pictures import PicturePlan, read_picture_size
-from litgpt.data.media.reader import MediaReader
+from litgpt.data.media.reader import MediaReader, MediumPlan
 from litgpt.data.media.sources import find_source
 from litgpt.data.media.videos import VideoPlan
 from litgpt.data.read.conversation import Conversation
@@ -55,23 +55,27 @@ class MediaPlacer(FeaturePlacer):
         Raises:
             BadRow: if an image cannot be read, or a box is not in it.
         """
-        return write_objects(conversation, self.shape.objects, lambda image: self._measure(conversation.images[image]))
+        images = conversation.images
+        return write_objects(conversation, self.shape.objects, lambda image: self._measure(images[image], images))
 
-    def _measure(self, medium: Medium) -> tuple[Size, Size]:
+    def _measure(self, medium: Medium, media: Sequence[Medium]) -> tuple[Size, Size]:
         """The size of an image, and that it is resized to at first."""
         try:
-            return read_picture_size(find_source(medium)), self.reader.plan(medium).size
+            return read_picture_size(find_source(medium)), self._plan_medium(medium, media).size
         except MediumError as error:
             raise BadRow(error.reason, str(error)) from None
         except UserError as error:
             raise BadRow("image of a size that the model does not read", str(error)) from None
 
+    def _plan_medium(self, medium: Medium, media: Sequence[Medium]) -> MediumPlan:
+        return self.reader.plan(medium, alone=sum(each.kind == "image" for each in media) == 1)
+
     def _build_run(self, medium: Medium, plan: Any, grids: Sequence[Grid]) -> list[int]:
         texts, places = self.shape.tile_texts, count_places(grids[0], self.shape)
+        if (order := self.reader.order(plan)) is not None:
+            return [self.kinds[medium.kind].token] * len(order.numbers_MK)
         if medium.kind == "video":
             return self._build_frames(self.kinds[medium.kind], plan, places)
-        if (order := self.reader.order(plan)) is not None:
-            return [self.shape.image_token] * len(order)
         if texts is None:
             return [self.shape.image_token] * (places * len(grids))
         key = (plan.rows, plan.columns, grids[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from litgpt.data.render.example import Example
 from litgpt.errors import UserError
-from litgpt.model.feature_order import FeatureOrder
+from litgpt.model.feature_order import take_order
 from litgpt.model.media import Media, pack_sounds
 
 IGNORE = -100
@@ -118,9 +118,7 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
     tokens = arrays.pop("tokens", None)
     grids, uses, image_answers = (arrays.pop(name, None) for name in ("grids", "uses", "image_answers"))
     arrays.pop("unreadable", None)  # a count for the stream
-    order = None
-    if "order" in arrays:
-        order = FeatureOrder(torch.from_numpy(arrays.pop("order")), tuple(arrays.pop("order_counts").tolist()))
+    order = take_order(arrays)
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))

@@ -15,6 +15,7 @@ from litgpt.data.read.row_sets import MAX_SHOWN
 from litgpt.data.render.example import Example, PlacedMedium
 from litgpt.errors import UserError
 from litgpt.messages import print_message
+from litgpt.model.feature_order import FeatureOrder, join_orders
 from litgpt.model.media import Grid
 
 ExampleRows = list[list[Example]]
@@ -38,7 +39,7 @@ class MediaLoader:
         """Decode the media of some rows.
 
         Returns the rows, and if they have media, `patches` (N, P) or `frames` (N, mels), and `grids` (K, 3); and if
-        features are not at their places in order, their `order` (M,) and `order_counts` (K,).
+        features are not at their places in order, those of `FeatureOrder.to_arrays`.
 
         Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
         One that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of these
@@ -48,20 +49,20 @@ class MediaLoader:
             UserError: for such a medium under `on_error: raise`.
             MissingExtraError: if a package that reads them is not installed.
         """
-        values, orders = list[torch.Tensor](), list[torch.Tensor | None]()
+        values, orders = list[torch.Tensor](), list[FeatureOrder | None]()
         kept, before = [list(row) for row in rows], self.failed
         for row in kept:
             for number, example in enumerate(row):
                 media = list_distinct(example)
                 try:
                     read = [self.reader.read(each.medium, each.grids) for each in media]
-                    read_orders = [self.reader.read_order(each.medium, each.tokens) for each in media]
+                    read_orders = [self.reader.read_order(each.medium, each.grids, each.tokens) for each in media]
                 except MissingExtraError:
                     raise
                 except UserError as error:
                     self._handle_error(error)
                     read = [self.reader.build_blank(each.grids) for each in media]
-                    read_orders = [torch.zeros(each.tokens, dtype=torch.int64) for each in media]
+                    read_orders = [self.reader.build_blank_order(each.grids, each.tokens) for each in media]
                     row[number] = replace(example, weights=np.zeros_like(example.weights))
                 values, orders = [*values, *read], [*orders, *read_orders]
         examples = [example for row in kept for example in row]
@@ -71,8 +72,8 @@ class MediaLoader:
         arrays = number_uses(examples) if any(example.split for example in examples) else {}
         arrays[self.reader.array_name] = torch.cat(values).numpy()
         arrays["grids"] = np.array([grid for each in read_media for grid in each.grids], np.int64)
-        if (order := self.reader.join_orders(orders, [each.grids for each in read_media])) is not None:
-            arrays |= {"order": order.numbers_M.numpy(), "order_counts": np.array(order.counts)}
+        if (order := join_orders(orders)) is not None:
+            arrays |= order.to_arrays()
         if self.failed > before:
             arrays["unreadable"] = np.array(self.failed - before)
         return kept, arrays

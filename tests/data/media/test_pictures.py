@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from litgpt.data.media.canvases import order_features
+from litgpt.data.media.canvases import interpolate_numbers
 from litgpt.data.media.patches import cut_patches
 from litgpt.data.media.picture_sizes import SIZE_RULES, find_tile_grid, fit_tiles
 from litgpt.data.media.pictures import (
@@ -36,6 +36,10 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 56},
         "crop_size": {"height": 56, "width": 56},
         "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]],
+    },
+    "LlavaOnevisionImageProcessor": {
+        "size": {"height": 56, "width": 56},
+        "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168], [168, 168]],
     },
     "BitImageProcessor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}},
     "SiglipImageProcessor": {"size": {"height": 48, "width": 64}},
@@ -169,18 +173,48 @@ def test_numbers_of_patches_and_tiles_of_random_sizes(kind: str, tmp_path: Path)
         assert tuple(map(int, processor.get_number_of_image_patches(*size))) == expected
 
 
-def test_numbers_of_places_on_canvases(tmp_path: Path) -> None:
-    crop, draw = {"height": 336, "width": 336}, random.Random(0)
-    images = transformers.LlavaNextImageProcessor(size={"shortest_edge": 336}, crop_size=crop)
-    images.save_pretrained(tmp_path)
+def build_features_processor(kind: str) -> tuple[Any, TowerShape, int]:
+    """A processor of transformers without a tokenizer, and the tower and the side of the tiles that it is for."""
+    processor = object.__new__(getattr(transformers, f"{kind}Processor"))
+    shape = {**PATCHES, "merge": 1, "temporal": 1, "line_break": True, "image_token": 1}
+    if kind == "LlavaNext":
+        settings = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+        processor.image_processor = transformers.LlavaNextImageProcessor(**settings)
+        processor.patch_size, processor.num_additional_image_tokens = 14, 0
+        return processor, TowerShape.from_values(shape), 336
+    processor.image_processor = transformers.LlavaOnevisionImageProcessor()
+    processor.num_image_tokens, processor.vision_aspect_ratio = 27**2, "anyres_max_9"
+    return processor, TowerShape.from_values({**shape, "canvas_tiles": 9}), 384
+
+
+@pytest.mark.parametrize("kind", ["LlavaNext", "LlavaOnevision"])
+def test_numbers_of_places_on_canvases(kind: str, tmp_path: Path) -> None:
+    (processor, shape, side), draw = build_features_processor(kind), random.Random(0)
+    processor.image_processor.save_pretrained(tmp_path)
     settings = read_picture_settings(tmp_path)
-    processor = object.__new__(transformers.LlavaNextProcessor)  # which a tokenizer is needed for otherwise
-    processor.patch_size, processor.num_additional_image_tokens, processor.image_processor = 14, 0, images
-    for _ in range(200):
+    for _ in range(100):
         size = draw.randint(20, 3000), draw.randint(20, 3000)
-        plan = plan_picture(size, settings, 14)
-        order = order_features(plan.rows, plan.columns, 24, plan.margins)
-        assert len(order) == processor._get_number_of_features(*size, 336, 336)
+        (places, *others) = plan_picture(size, settings, 14).build_order(shape).counts
+        assert not any(others) and places == processor._get_number_of_features(*size, side, side)
+
+
+def test_images_of_a_sample_of_several(tmp_path: Path) -> None:
+    processor = transformers.LlavaOnevisionImageProcessor(**PROCESSORS["LlavaOnevisionImageProcessor"])
+    processor.save_pretrained(tmp_path)
+    settings, images = read_picture_settings(tmp_path), [draw_image(*size) for size in SIZES]
+    expected = processor([images], return_tensors="pt")["pixel_values"]
+    for image, (tile,) in zip(images, expected, strict=True):
+        (picture,) = resize_picture(open_picture(image), settings, 14, alone=False)
+        assert torch.equal(normalize_picture(picture, settings), tile)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (27, 40), (54, 9)])
+def test_interpolated_features(size: tuple[int, int]) -> None:
+    features_DHW = torch.randn(2, 27, 54, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(features_DHW[None], size, mode="bilinear")[0]
+    numbers, weights = interpolate_numbers(torch.arange(27 * 54).view(27, 54), size)
+    actual = (features_DHW.flatten(1)[:, numbers] * weights).sum(-1)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_canvases_that_cannot_be_cut(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from litgpt.data.media.pictures import (
 from litgpt.data.media.reader import MediaReader, open_media_reader
 from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
+from litgpt.model.feature_order import join_orders
 from litgpt.model.tower_config import TowerShape
 from tests.vision_model import KINDS, write_vision_model
 
@@ -84,15 +85,17 @@ def test_order_of_features_on_a_canvas(tmp_path: Path) -> None:
     medium = Medium(path=str(path))
     grids = reader.list_grids(reader.plan(medium))
     assert grids == ((1, 4, 4),) * 3  # the whole and two tiles
-    order = reader.read_order(medium, 16 + 4 * (8 + 1))
-    assert order is not None and order[:25].tolist() == [*range(20), *range(32, 36), -1]
-    both = reader.join_orders([order, order], [grids, grids])
-    assert both is not None and both.counts == (52, 0, 0, 52, 0, 0) == (len(order), 0, 0) * 2
-    assert both.numbers_M[52:].tolist() == [number if number < 0 else number + 48 for number in order.tolist()]
+    order = reader.read_order(medium, grids, 16 + 4 * (8 + 1))
+    assert order is not None and order.weights_MK is None and order.counts == (52, 0, 0)
+    numbers = order.numbers_MK[:, 0].tolist()
+    assert numbers[:25] == [*range(20), *range(32, 36), -1]
+    both = join_orders([order, order])
+    assert both is not None and both.counts == (52, 0, 0, 52, 0, 0)
+    assert both.numbers_MK[:, 0].tolist() == [*numbers, *(number if number < 0 else number + 48 for number in numbers)]
     path.write_bytes(encode((32, 8)))  # margins above and below, in the same tiles
     assert reader.read(medium, grids).shape == (48, 48)
     with pytest.raises(UserError, match=r"a\.png: not of the size that it had when the data was prepared"):
-        reader.read_order(medium, 52)
+        reader.read_order(medium, grids, 52)
 
 
 def test_canvases_of_the_processor_are_those_of_the_model(tmp_path: Path) -> None:

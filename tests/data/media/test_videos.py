@@ -34,6 +34,7 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("Qwen3VLVideoProcessor", {**LARGE, "fps": 2.0, "patch_size": 14}),
     ("Qwen3VLVideoProcessor", {**SMALL, "fps": 3.0, "patch_size": 14, "min_frames": 3, "max_video_tokens": 5}),
 ]
+AS_IMAGES = ("InternVLVideoProcessor", "LlavaOnevisionVideoProcessor")
 FILES: dict[str, dict[str, Any]] = {
     "a.mp4": {"frames": 40, "size": (48, 64), "rate": 8},  # with frames that are decoded in another order
     "b.avi": {"frames": 21, "size": (96, 40), "rate": 10, "codec": "mpeg4"},
@@ -85,12 +86,15 @@ def test_patches_are_those_of_transformers(number: int, videos: Path, tmp_path: 
         assert list(plan.times) == pytest.approx(times, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", AS_IMAGES)
 @pytest.mark.parametrize("settings", [{"fps": 2.0}, {"num_frames": 3}])
-def test_frames_as_images_are_those_of_transformers(settings: dict[str, Any], videos: Path, tmp_path: Path) -> None:
+def test_frames_as_images_are_those_of_transformers(
+    settings: dict[str, Any], kind: str, videos: Path, tmp_path: Path
+) -> None:
     settings = {"size": {"height": 28, "width": 56}, **settings}
-    processor = transformers.InternVLVideoProcessor(**settings)
+    processor = getattr(transformers, kind)(**settings)
     shape = TowerShape.from_values({**PATCHES, "temporal": 1, "image_token": 1})
-    values = build_reader(tmp_path, "InternVLVideoProcessor", settings).videos
+    values = build_reader(tmp_path, kind, settings).videos
     reader = MediaReader(None, shape, False, values)  # type: ignore[arg-type]  # of no image
     sampling = {key: settings.get(key) for key in ("fps", "num_frames")}
     for name in COUNTED:
@@ -104,13 +108,14 @@ def test_frames_as_images_are_those_of_transformers(settings: dict[str, Any], vi
         assert torch.equal(reader.read(medium, grids), cut_patches(expected, shape)[0])
 
 
-@pytest.mark.parametrize("kind", ["Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor", "InternVLVideoProcessor"])
+@pytest.mark.parametrize("kind", ["Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor", *AS_IMAGES])
 def test_frames_of_many_lengths_and_rates(kind: str, tmp_path: Path) -> None:
-    processor, reader = getattr(transformers, kind)(fps=2.0), build_reader(tmp_path, kind, {})
+    processor, reader = getattr(transformers, kind)(fps=2.0), build_reader(tmp_path, kind, {"fps": 2.0})
     for total in (2, 3, 4, 5, 7, 24, 97, 100, 1000, 12_345, 90_000):
         for rate in (1.0, 5.0, 23.976, 25.0, 30000 / 1001, 60.0):
             metadata = transformers.video_utils.VideoMetadata(total_num_frames=total, fps=rate)
-            if kind == "InternVLVideoProcessor" and not 1 <= total / rate * 2 <= min(total, 768):
+            most = min(total, reader.videos.max_frames)  # type: ignore[union-attr]
+            if kind in AS_IMAGES and not 1 <= total / rate * 2 <= most:
                 continue  # transformers has no limits there
             expected = processor.sample_frames(metadata, fps=2.0).tolist()
             frames = FRAME_RULES[reader.videos.rule](total, rate, reader.videos, 2)  # type: ignore[union-attr]

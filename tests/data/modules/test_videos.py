@@ -29,7 +29,7 @@ ANSWER = {"role": "assistant", "content": "left"}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models that read videos, two videos and an image."""
     root = tmp_path_factory.mktemp("moving")
-    for kind in ("qwen2_vl", "qwen3_vl", "internvl", "smolvlm"):
+    for kind in ("qwen2_vl", "qwen3_vl", "internvl", "llava_onevision", "smolvlm"):
         write_vision_model(root / kind, kind)
     write_video(root / "a.mp4", 8, (16, 24), rate=4)
     write_video(root / "b.mp4", 6, (32, 16), rate=4, seed=1)
@@ -60,6 +60,19 @@ def test_frames_as_images(folder: Path, tmp_path: Path) -> None:
     frames = "\n".join(f"Frame{number}: <img>{frame}</img>" for number in (1, 2, 3, 4))
     assert f"</img>{frames}Where?" in text
     assert batch.media.grids[-1] == (4, 4, 4) and batch.positions is None
+
+
+def test_interpolated_frames_beside_the_only_image(folder: Path, tmp_path: Path) -> None:
+    content = [{"type": "image", "path": "c.png"}, VIDEO, WHERE]
+    batch, data = read_first(folder, "llava_onevision", ask(*content), tmp_path)
+    image, video = (data.tokenizer.find_token(f"<{kind}>") for kind in ("image", "video"))
+    assert batch.media.grids == ((1, 4, 4),) * 3 + ((4, 4, 4),)  # the image in two tiles, and four frames
+    # the tiles have 4 rows of 6 features between margins, and a frame 2 x 2 features
+    assert batch.media.order.counts == (16 + 4 * (6 + 1), 0, 0, 4 * 2 * 2 + 1)
+    assert [int((batch.ids == token).sum()) for token in (image, video)] == [44, 17]
+    with torch.no_grad():
+        features = LLM.load(folder / "llava_onevision", distribute=None).model.encode_media(batch.media)
+    assert len(features) == 44 + 17 and torch.equal(features[43], features[60])  # both end with the learned one
 
 
 # four of eight frames, of 16 x 24 pixels, are two steps of 4 x 6 patches
