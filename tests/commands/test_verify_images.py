@@ -32,6 +32,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", AREA),
     "qwen3_vl": ("Qwen2VLImageProcessor", AREA),
     "glm4v": ("Glm4vImageProcessor", AREA),
+    "glm4v_moe": ("Glm4vImageProcessor", AREA),
     "idefics3": ("Idefics3ImageProcessor", TILES),
     "smolvlm": ("SmolVLMImageProcessor", TILES),
     "internvl-qwen2-internvl": ("GotOcr2ImageProcessor", {"size": {"height": 24, "width": 24}, "max_patches": 4}),

@@ -86,14 +86,14 @@ def qwen(kind: str, vision: dict[str, Any], text: dict[str, Any] | None = None) 
     return Row(kind, settings, {**QWEN, **vision}, TOKENS, [(16, 24), (40, 48), (8, 8)], (5, 24, 16))
 
 
-def glm() -> Row:
-    """A GLM-4.1V model; transformers reads a video at the places of images, so that a text has only one of them."""
-    text = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": None}
+def glm(kind: str, **more: Any) -> Row:
+    """A model of the GLM-V line; transformers reads a video at the places of images: a text has only one of them."""
+    text = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": None, **more}
     rope = {**SECTIONS, "partial_rotary_factor": 0.5}
     vision = {**QWEN, "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "image_size": 24}
     tokens = {**TOKENS, "image_start_token_id": 92, "image_end_token_id": 93}
     sizes = [(16, 24), (40, 48), (8, 8)]
-    return Row("Glm4v", {**TEXT, **text, "rope_parameters": rope}, vision, tokens, sizes)
+    return Row(kind, {**TEXT, **text, "rope_parameters": rope}, vision, tokens, sizes)
 
 
 def idefics(kind: str) -> Row:
@@ -142,6 +142,7 @@ IN_TURN = {**SECTIONS, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 DEEP: dict[str, Any] = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
 DEEP |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
+GLM_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "routed_scaling_factor": 2.0}
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
 ROWS = {
     "llava-llama-clip": llava({"model_type": "llama"}, "clip_vision_model", "default"),
@@ -155,7 +156,8 @@ ROWS = {
     "qwen2_5_vl": qwen("Qwen2_5_VL", {**WINDOWS, "fullatt_block_indexes": [1], "tokens_per_second": 2}),
     "qwen3_vl": qwen("Qwen3VL", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN}),
     "qwen3_vl_moe": qwen("Qwen3VLMoe", DEEP, {"head_dim": 8, "rope_parameters": IN_TURN, **EXPERTS}),
-    "glm4v": glm(),
+    "glm4v": glm("Glm4v"),
+    "glm4v_moe": glm("Glm4vMoe", **GLM_EXPERTS),
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
     "gemma3": gemma(),
@@ -324,7 +326,7 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     config = Config.from_checkpoint(source)
     family = find_family(config)
     assert family is not None and family.name == name and config.vision is not None
-    modules = {mapping.hf_name for mapping in list_published_mappings(config).values()}
+    modules = {name_module(mapping.hf_name) for mapping in list_published_mappings(config).values()}
     assert modules == set(hf_model.state_dict())  # as PEFT names them
     example = build_example(row, TowerShape.from_values(config.vision))
 
@@ -351,6 +353,12 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     assert Config.from_checkpoint(export) == config
     (export / "model_config.yaml").unlink()
     assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
+
+
+def name_module(published: str) -> str:
+    """The parameter of transformers that a published tensor is in: that of all experts, for one of an expert."""
+    stacked = re.sub(r"experts\.\d+\.(gate|up)_proj\.weight", "experts.gate_up_proj", published)
+    return re.sub(r"experts\.\d+\.down_proj\.weight", "experts.down_proj", stacked)
 
 
 def write_experts_as_on_the_hub(folder: Path) -> None:
