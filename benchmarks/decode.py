@@ -12,6 +12,7 @@ share of the memory's bandwidth that reading the weights once a step takes. Requ
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -116,9 +117,14 @@ def measure_read_bandwidth(threads: int) -> float:
 
 
 def count_bytes(model: Path, dtype: str) -> float:
-    """The size of the weights in this type, in GB; the files are in bfloat16."""
-    size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
-    return size * {"float32": 2, "bfloat16": 1, "int8": 0.5, "int4": 0.28}[dtype]
+    """The size of the weights in this type, in GB."""
+    from safetensors import safe_open
+
+    elements = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            elements += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.offset_keys())
+    return elements / 1e9 * {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.56}[dtype]
 
 
 def print_case(label: str, sides: dict[str, dict[str, float]], limit: float, size: float) -> None:
