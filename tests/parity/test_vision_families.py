@@ -142,7 +142,12 @@ IN_TURN = {**SECTIONS, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
 DEEP: dict[str, Any] = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24}
 DEEP |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1]}
-GLM_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "routed_scaling_factor": 2.0}
+GLM_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "routed_scaling_factor": 2.0,
+}
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
 ROWS = {
     "llava-llama-clip": llava({"model_type": "llama"}, "clip_vision_model", "default"),
