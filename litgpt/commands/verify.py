@@ -14,12 +14,12 @@ from litgpt.data.media.pictures import PROCESSOR_FILES
 from litgpt.data.media.videos import has_video_settings
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.files import write_json
+from litgpt.files import read_json_object, write_json
 from litgpt.infer.media_parity import ComparedMedia, compare_images, compare_media_logits, compare_videos
 from litgpt.infer.sound_parity import compare_sounds
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.model.registry import find_family, normalize_config
+from litgpt.model.registry import find_family, find_published_family, normalize_config
 from litgpt.model.tower_config import TowerShape
 from litgpt.recipe.store_commands import Verify
 from litgpt.store.load_model import load_config, load_model
@@ -182,6 +182,10 @@ def load_reference_model(folder: Path, config: Config) -> Any:
     loader = {"logits": transformers.AutoModelForCausalLM, "score": transformers.AutoModelForSequenceClassification}
     if config.has_tower:
         loader["logits"] = transformers.AutoModelForMultimodalLM
+    values = read_json_object(folder / "config.json")
+    family = find_published_family(values)
+    if family is not None and family.is_whole(values):  # the class of the whole computes no logits
+        loader["logits"] = getattr(transformers, family.architectures[0])
     settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
     try:
         return loader[config.output].from_pretrained(folder, **settings).eval()

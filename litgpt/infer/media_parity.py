@@ -24,6 +24,7 @@ from litgpt.data.media.pictures import (
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import MediaReader
 from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings
+from litgpt.infer.requests import name_media_tokens
 from litgpt.model.config import Config
 from litgpt.model.feature_order import join_orders
 from litgpt.model.gpt import GPT
@@ -110,14 +111,17 @@ def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
 
     assert config.vision is not None
     shape = TowerShape.from_values(config.vision)
-    settings = read_video_settings(folder, str(shape.video_processor))
+    is_shared = shape.video_settings == "shared"
+    settings = read_video_settings(folder, str(shape.video_processor), is_shared=is_shared)
     is_stacked = shape.line_break  # a model that takes the frames of all videos in one tensor, of as many each
     videos = [
         torch.stack([picture.permute(2, 0, 1).roll(3 * number, -1) for number in range(frames)])
         for picture, frames in zip(draw_pixels(seed), (12, 12 if is_stacked else 7), strict=True)
     ]
     sampling = {"fps": settings.fps} if settings.num_frames is None else {"num_frames": settings.num_frames}
-    call_settings = {"cap_pixels_per_frame": settings.cap_pixels_per_frame} if shape.temporal > 1 else {}
+    capped = {"cap_pixels_per_frame": settings.cap_pixels_per_frame} if shape.temporal > 1 else {}
+    limits = {} if is_shared else {"size": dict(settings.limits)}  # as the processor of the model passes them
+    call_settings: dict[str, Any] = {**capped, **limits}
     processor = AutoVideoProcessor.from_pretrained(folder, local_files_only=True)
     outputs = [
         processor(
@@ -169,7 +173,7 @@ def compare_media_logits(
     load_model(model, folder)
     assert model.vision is not None
     shape, draw, media = model.vision.shape, random.Random(seed), compared.media
-    words = sorted(set(range(min(config.vocab_size, config.padded_vocab_size or 0))) - set(shape.media_tokens))
+    words = sorted(set(range(min(config.vocab_size, config.padded_vocab_size or 0))) - name_media_tokens(config).keys())
     is_image = compared.kind == "image" or shape.video_token is None
     token = shape.image_token if is_image else shape.video_token
     assert token is not None

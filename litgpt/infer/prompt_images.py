@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import AnyReader
 from litgpt.data.render.example import PlacedMedium
+from litgpt.data.render.sample_positions import build_sample_positions
 from litgpt.errors import UserError
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.gpt import GPT
@@ -122,21 +122,20 @@ class Prompt:
         """
         if self.reader is None or not self.media:
             return None
-        tokens, images = self.reader.shape.media_tokens, list[PromptImage]()
+        tokens, images = self.reader.media_tokens, list[PromptImage]()
         for each in self.media:
+            reader = self.reader.find_part(each.medium.kind)
             try:
-                patches = self.reader.read(each.medium, each.grids)
-                order = self.reader.read_order(each.medium, each.grids, each.tokens)
+                patches = reader.read(each.medium, each.grids)
+                order = reader.read_order(each.medium, each.grids, each.tokens)
             except UserError as error:
                 raise UserError(f"{each.medium.kind}: {error}") from None
             places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in tokens)
-            media = replace(self.reader.pack(patches, each.grids), order=order)
+            media = replace(reader.pack(patches, each.grids), order=order)
             images.append(PromptImage(media, places, compute_image_key(patches, each.grids, order)))
-        grids, shape = [grid for each in self.media for grid in each.grids], self.reader.sections_shape
-        if shape is None:
-            return PromptImages(tuple(images))
-        seconds = [step for each in self.media for step in each.step_seconds]
-        return PromptImages(tuple(images), build_media_positions(shape, self.ids, grids, seconds=seconds))
+        shape = self.reader.sections_shape
+        positions = None if shape is None else build_sample_positions(shape, self.ids, self.media)
+        return PromptImages(tuple(images), positions)
 
 
 def compute_image_key(

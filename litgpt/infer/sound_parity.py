@@ -10,6 +10,7 @@ from torch import Tensor
 
 from litgpt.data.media.sound_reader import SoundReader, build_sound_reader
 from litgpt.data.media.sounds import compute_log_mel
+from litgpt.infer.requests import name_media_tokens
 from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -59,7 +60,7 @@ def compare_sounds(reference: Any, folder: Path, config: Config, seed: int) -> C
     lengths = [settings.count_frames(len(sound)) for sound in sounds]
     same = lengths == mask.sum(1).tolist() and torch.equal(torch.stack(frames).mT, expected)
     read = [each[: shape.count_read_frames(length)] for each, length in zip(frames, lengths, strict=True)]
-    words = sorted(set(range(min(config.vocab_size, config.padded_vocab_size or 0))) - {shape.audio_token})
+    words = sorted(set(range(min(config.vocab_size, config.padded_vocab_size or 0))) - name_media_tokens(config).keys())
     draw = random.Random(seed)
     ids = draw.choices(words, k=3)
     for length in lengths:

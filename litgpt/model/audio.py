@@ -2,10 +2,13 @@
 
 Sounds of any lengths are one packed sequence of places. The published models run on frames that are padded with silence
 to the longest sound and mask what is after the end; here the convolutions read only as much of the silence as what is
-before the end depends on, and the blocks none of it.
+before the end depends on, and the blocks none of it. A tower may cut sounds into chunks, and encode each as a sound.
 
-Axes: S sounds, M mel bands, F frames, N frames or places of all sounds, C width of the tower, D width of the decoder.
+Axes: S sounds or chunks, M mel bands, F frames, N frames or places of all sounds, C width of the tower, D width of the
+decoder.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,12 @@ from litgpt.model.media import Sounds
 from litgpt.model.vision import TowerBlock
 
 KERNEL = 3  # frames that a convolution reads
+LONGEST = 10_000  # the longest period of sinusoids, as a multiple of the shortest
 
 
 class AudioTower(nn.Module):
-    """An audio tower with its projector; the positions, which are sinusoids as published, are not trained.
+    """An audio tower with its projector; the positions, which are sinusoids also where a table is published, are not
+    trained.
 
     Args:
         width: of the decoder, D.
@@ -32,8 +37,11 @@ class AudioTower(nn.Module):
         self.shape = shape
         self.conv_1 = nn.Conv1d(shape.mels, shape.width, KERNEL, padding=1)
         self.conv_2 = nn.Conv1d(shape.width, shape.width, KERNEL, stride=STRIDE, padding=1)
-        self.positions = nn.Embedding(shape.places, shape.width)
-        self.positions.requires_grad_(False)
+        self.positions = nn.Embedding(shape.places, shape.width) if shape.positions == "table" else None
+        self.edge_tokens = nn.Embedding(2, width) if shape.edge_tokens else None
+        for fixed in (self.positions, self.edge_tokens):
+            if fixed is not None:
+                fixed.requires_grad_(False)
         self.blocks = nn.ModuleList(TowerBlock(shape) for _ in range(shape.layers))
         self.norm_final = nn.LayerNorm(shape.width, eps=shape.eps)
         self.projector = nn.Linear(shape.width, width)
@@ -55,22 +63,37 @@ class AudioTower(nn.Module):
         Raises:
             UserError: if a sound is longer than the tower has positions for, or too short for a feature.
         """
-        check_lengths(self.shape, sounds.lengths)
-        weight, places = self.conv_1.weight, [self.shape.count_places(length) for length in sounds.lengths]
-        frames_NM = sounds.frames_NM.to(weight.device, weight.dtype)
-        parts = frames_NM.split([self.shape.count_read_frames(length) for length in sounds.lengths])
-        # zeros after the frames of a sound are what the convolutions read at its end, or are not read for its places
-        hidden_SCF = F.gelu(self.conv_1(pad_sequence(parts, batch_first=True).mT))
+        shape, weight = self.shape, self.conv_1.weight
+        check_lengths(shape, sounds.lengths)
+        chunks = [chunk for length in sounds.lengths for chunk in shape.list_chunks(length)]
+        read, places = map(shape.count_read_frames, chunks), list(map(shape.count_places, chunks))
+        parts = sounds.frames_NM.to(weight.device, weight.dtype).split(list(read))
+        frames_SFM = pad_sequence(parts, batch_first=True)
+        # zeros after the frames that are read are what both convolutions read there, or are not read for its places
+        counts_S11 = torch.tensor(list(map(len, parts)), device=weight.device)[:, None, None]
+        is_read_S1F = torch.arange(frames_SFM.shape[1], device=weight.device) < counts_S11
+        hidden_SCF = F.gelu(self.conv_1(frames_SFM.mT)) * is_read_S1F
         hidden_SFC = F.gelu(self.conv_2(hidden_SCF)).mT
-        x_NC = torch.cat([self._add_positions(sound[:count]) for sound, count in zip(hidden_SFC, places, strict=True)])
+        hidden_SFC = hidden_SFC + self._build_positions(hidden_SFC.shape[1]).to(hidden_SFC.dtype)
+        x_NC = torch.cat([chunk[:count] for chunk, count in zip(hidden_SFC, places, strict=True)])
         for block in self.blocks:
             x_NC = block(x_NC, places, None)
-        pairs = [sound[: len(sound) // STRIDE * STRIDE].unflatten(0, (-1, STRIDE)) for sound in x_NC.split(places)]
+        of_sounds = x_NC.split(list(map(shape.count_places, sounds.lengths)))
+        pairs = [sound[: len(sound) // STRIDE * STRIDE].unflatten(0, (-1, STRIDE)) for sound in of_sounds]
         features: Tensor = self.projector(self.norm_final(torch.cat(pairs).mean(1)))
         return features
 
-    def _add_positions(self, x_FC: Tensor) -> Tensor:
-        return x_FC + self.positions(torch.arange(len(x_FC), device=x_FC.device))
+    def _build_positions(self, places: int) -> Tensor:
+        """The positions of the first places, (F, C)."""
+        numbers_F = torch.arange(places, device=self.conv_1.weight.device)
+        return build_sinusoids(numbers_F, self.shape.width) if self.positions is None else self.positions(numbers_F)
+
+
+def build_sinusoids(numbers_F: Tensor, width: int) -> Tensor:
+    """Sines and cosines of positions, (F, C); the longest period is `LONGEST` times the shortest, 2 pi (Whisper)."""
+    frequencies = torch.exp(torch.arange(width // 2, device=numbers_F.device) * -(math.log(LONGEST) / (width // 2 - 1)))
+    radians = numbers_F[:, None] * frequencies
+    return torch.cat([radians.sin(), radians.cos()], 1)
 
 
 def check_lengths(shape: AudioShape, lengths: tuple[int, ...]) -> None:
@@ -80,7 +103,7 @@ def check_lengths(shape: AudioShape, lengths: tuple[int, ...]) -> None:
         UserError: with the first number that it cannot.
     """
     for length in lengths:
-        if length > shape.most_frames:
+        if shape.most_frames is not None and length > shape.most_frames:
             raise UserError(f"sound of {length} frames: the audio tower reads at most {shape.most_frames}; cut it")
         if shape.count_features(length) < 1:
             least = STRIDE * (STRIDE - 1) + 1

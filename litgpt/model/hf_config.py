@@ -34,6 +34,23 @@ def read_single_label(values: Values) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeKeys:
+    """A published model that an architecture is one of several parts of; the others are written back as they came.
+
+    Attributes:
+        model_type: in its `config.json`.
+        key: the key there that has the part's.
+        start: of the names of the part's tensors.
+        files: patterns of further files that it needs.
+    """
+
+    model_type: str
+    key: str
+    start: str
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConfigKeys:
     """The keys of an architecture's `config.json`.
 
@@ -43,8 +60,9 @@ class ConfigKeys:
         translated: the translations for the rest, with their settings; in the order of reading.
         expect: keys that must have one of some values; the first is written.
         missing: transformers' defaults of absent keys.
-        nested: the key of the language model in a multimodal config; without `tower` it is only read.
-        tower: the keys of its tower; None if the tower is not read.
+        nested: the key of the language model in a multimodal config; without `towers` it is only read.
+        towers: the keys of its towers; none if they are not read.
+        whole: the model that it may be published as a part of; None if it is published alone.
         reward_architecture: the architecture of its reward models, which have one label; None without one.
     """
 
@@ -56,8 +74,31 @@ class ConfigKeys:
     expect: Mapping[str, list[Any]] = field(default_factory=dict)
     missing: Values = field(default_factory=dict)
     nested: str | None = None
-    tower: TowerKeys | None = None
+    towers: list[TowerKeys] = field(default_factory=list)
+    whole: WholeKeys | None = None
     reward_architecture: str | None = None
+
+    @property
+    def part_types(self) -> dict[str, str]:
+        """The model types of decoder and towers, by the keys that have theirs; empty without towers."""
+        decoders = {"text_config": self.towers[0].decoder_type} if self.towers else {}
+        return {**decoders, **{tower.key: tower.tower_type for tower in self.towers}}
+
+    def is_whole(self, values: Values) -> bool:
+        """Whether a `config.json` is of a model that this architecture is a part of."""
+        return self.whole is not None and values.get("model_type") == self.whole.model_type
+
+    def select_part(self, values: Values) -> Values:
+        """The keys of the part that this architecture is, or all of a model that is published alone.
+
+        Raises:
+            UserError: if they are no mapping.
+        """
+        if self.whole is None or not self.is_whole(values):
+            return values
+        if not isinstance(part := values.get(self.whole.key), dict):
+            raise unsupported_key(self.whole.key, part, "a mapping of this part's keys")
+        return part
 
     def read(self, values: Values, *, name: str = "") -> TransformerConfig:
         """Read the `config.json` of a model of this architecture.
@@ -65,7 +106,9 @@ class ConfigKeys:
         Raises:
             UserError: naming a key whose value is not supported.
         """
-        outer, values = values, {**self.missing, **self._select_keys(values)}
+        outer = self.select_part(values)
+        outer = {**{key: value for tower in self.towers for key, value in tower.missing_outside.items()}, **outer}
+        values = {**self.missing, **self._select_keys(outer)}
         for key, accepted in self.expect.items():
             if values.get(key) not in accepted:
                 raise unsupported_key(key, values.get(key), repr(accepted[0]))
@@ -74,8 +117,7 @@ class ConfigKeys:
             fields |= TRANSLATIONS[kind].read(values, fields, **settings)
         if self.reward_architecture in (values.get("architectures") or []):
             fields |= read_single_label(values)
-        if self.tower is not None:
-            fields[self.tower.part] = self.tower.read(outer, fields.get("n_embd", 0))
+        fields |= {tower.part: tower.read(outer, fields.get("n_embd", 0)) for tower in self.towers}
         labels = {"name": name, "hf_config": {"model_type": self.model_type}}
         return TransformerConfig(**{**fields, "vocab_size": fields.get("padded_vocab_size"), **self.fixed, **labels})
 
@@ -83,11 +125,11 @@ class ConfigKeys:
         """The keys of the language model, and those outside that apply to it."""
         if self.nested is None:
             return values
-        inner = values.get(self.nested, None if self.tower is None else values)  # Qwen2-VL was published with one level
+        inner = values.get(self.nested, values if self.towers else None)  # Qwen2-VL was published with one level
         if not isinstance(inner, dict):
             raise unsupported_key(self.nested, inner, "a mapping of the language model's keys")
         tied = {key: values[key] for key in ("tie_word_embeddings",) if key in values}
-        if self.tower is not None and self.tower.ties == "either" and inner.get("tie_word_embeddings"):
+        if any(tower.ties == "either" for tower in self.towers) and inner.get("tie_word_embeddings"):
             tied = {}
         return {**inner, **tied}
 
@@ -101,4 +143,9 @@ class ConfigKeys:
         written |= {key: getattr(config, name) for name, key in self.config.items()}
         for kind, settings in self.translated.items():
             written |= TRANSLATIONS[kind].write(config, **settings)
-        return written if self.tower is None else self.tower.write(written, config)
+        if not self.towers:
+            return written
+        outside = {key: written.pop(key) for key in ("architectures", "model_type")}
+        outside |= {"tie_word_embeddings": config.tie_embeddings}
+        outside["text_config"] = {**written, "model_type": self.towers[0].decoder_type}
+        return {**outside, **{key: value for tower in self.towers for key, value in tower.write(config).items()}}

@@ -26,7 +26,7 @@ class TowerTranslation(NamedTuple):
     """
 
     read: Callable[[Values, Values, Values, int], dict[str, Any]]
-    write: Callable[[TowerShape, int], tuple[dict[str, Any], dict[str, Any]]]
+    write: Callable[[Any, int], tuple[dict[str, Any], dict[str, Any]]]
 
 
 def read_side(vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
@@ -228,6 +228,19 @@ def write_output(_shape: TowerShape, width: int) -> tuple[dict[str, Any], dict[s
     return {"out_hidden_size": width}, {}
 
 
+def read_width(tower: Values, _values: Values, _fields: Values, width: int) -> dict[str, Any]:
+    """The size of a feature of sounds, which is the width of the decoder."""
+    if tower.get("output_dim", width) != width:
+        cure = f"{width}, the width of the decoder"
+        raise unsupported_key("audio_config.output_dim", tower["output_dim"], cure)
+    return {}
+
+
+def write_width(_shape: AudioShape, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The width of the decoder."""
+    return {"output_dim": width}, {}
+
+
 TOWER_TRANSLATIONS = {
     "side": TowerTranslation(read_side, write_side),
     "position_count": TowerTranslation(read_position_count, write_position_count),
@@ -241,6 +254,7 @@ TOWER_TRANSLATIONS = {
     "aspect_ratio": TowerTranslation(read_aspect_ratio, write_aspect_ratio),
     "pooling": TowerTranslation(read_pooling, write_pooling),
     "output": TowerTranslation(read_output, write_output),
+    "output_dim": TowerTranslation(read_width, write_width),
     "whole": TowerTranslation(read_whole, write_whole),
     "rope": TowerTranslation(read_axial_rope, write_axial_rope),
     "merger_hidden_size": build_merger("hidden_size"),
@@ -265,7 +279,7 @@ class TowerKeys:
         outside: the same for keys of the `config.json` itself.
         translated: the translations for the rest, in the order of reading.
         missing: transformers' defaults of absent keys of the tower.
-        missing_outside: those of the `config.json` itself.
+        missing_outside: those of the `config.json` itself, of which `tie_word_embeddings` is for the decoder.
         expect: keys of the `config.json` that must have a value.
         expect_inside: keys of the tower that must have a value.
         ties: whether embeddings are tied by the `config.json` itself, or also by the keys of its decoder (`either`).
@@ -293,7 +307,7 @@ class TowerKeys:
         """The fields of the tower's shape.
 
         Args:
-            values: the whole `config.json`.
+            values: the whole `config.json`, with `missing_outside`.
             width: of the decoder.
 
         Raises:
@@ -302,7 +316,7 @@ class TowerKeys:
         given = values.get(self.key) or {}
         if not isinstance(given, dict):
             raise unsupported_key(self.key, given, "a mapping of the tower's keys")
-        tower, values = {**self.missing, **given}, {**self.missing_outside, **values}
+        tower = {**self.missing, **given}
         for key, value in self.expect.items():
             if values.get(key, value) != value:
                 raise unsupported_key(key, values[key], repr(value))
@@ -318,16 +332,13 @@ class TowerKeys:
             fields |= TOWER_TRANSLATIONS[kind].read(tower, values, fields, width)
         return SHAPES[self.part].from_values(fields).to_dict()
 
-    def write(self, decoder: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
-        """The `config.json` of a model with this tower, from that of its decoder alone."""
+    def write(self, config: TransformerConfig) -> dict[str, Any]:
+        """The keys of a `config.json` that the tower and its projector have there."""
         shape = SHAPES[self.part].from_values(getattr(config, self.part))
         tower: dict[str, Any] = {"model_type": self.tower_type, **self.expect_inside}
         tower |= {key: getattr(shape, name) for name, key in self.config.items()}
-        written = {key: decoder.pop(key) for key in ("architectures", "model_type")}
-        written |= {"tie_word_embeddings": config.tie_embeddings, **self.expect}
-        written |= {key: getattr(shape, name) for name, key in self.outside.items()}
+        written = {**self.expect, **{key: getattr(shape, name) for name, key in self.outside.items()}}
         for kind in self.translated:
-            assert isinstance(shape, TowerShape), "translations are of vision towers"
             inside, outside = TOWER_TRANSLATIONS[kind].write(shape, config.n_embd)
             tower, written = {**tower, **inside}, {**written, **outside}
-        return {**written, "text_config": {**decoder, "model_type": self.decoder_type}, self.key: tower}
+        return {**written, self.key: tower}

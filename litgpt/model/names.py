@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # names alone need no torch
 Transposed = bool | Literal["either"]
 MAPPING_KINDS = ("rename", "concat", "grouped", "interleaved", "row", "token", "padded", "flattened")
 NO_SUCH_PART, NO_WEIGHTS = "the model has no such part", "holds no weights"  # why a tensor is not read
+CARRIED = "is of a part that is only written back"
 
 
 @dataclass(frozen=True)
@@ -206,15 +207,17 @@ class NameRule:
 class NameTable:
     """All rules of one naming; if several apply to a tensor of the model, the first is used for writing.
 
-    `ignored` are patterns of buffers without weights, `unread` those of parts that the model does not have; `<beyond>`
-    is the number of a layer after the last. `starts` maps prefixes of published names to those in the rules. `copies`
-    are published names with the number `<i>` of a prediction layer, and the tensors of the model that they repeat.
+    `ignored` are patterns of buffers without weights, `unread` those of parts that the model does not have, `carried`
+    those of parts that are written back as they came; `<beyond>` is the number of a layer after the last. `starts` maps
+    prefixes of published names to those in the rules. `copies` are published names with the number `<i>` of a
+    prediction layer, and the tensors of the model that they repeat.
     """
 
     name: str
     rules: tuple[NameRule, ...]
     ignored: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
     starts: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
 
@@ -228,9 +231,11 @@ class NameTable:
         return None
 
     def get_skip_reason(self, hf_name: str, config: TransformerConfig) -> str:
-        """Why a published tensor is not read, `NO_SUCH_PART` or `NO_WEIGHTS`; empty if it is read."""
+        """Why a published tensor is not read, `NO_SUCH_PART`, `CARRIED` or `NO_WEIGHTS`; empty if it is read."""
         if self._matches(hf_name, self.unread, config):
             return NO_SUCH_PART
+        if self._matches(hf_name, self.carried, config):
+            return CARRIED
         return NO_WEIGHTS if self._matches(hf_name, self.ignored, config) else ""
 
     def map_names(self, names: Iterable[str], config: TransformerConfig) -> list[TensorMapping]:
@@ -278,6 +283,7 @@ def build_name_table(
     ignored: Iterable[str] = (),
     *,
     unread: Iterable[str] = (),
+    carried: Iterable[str] = (),
     prefix: str = "",
     starts: Mapping[str, str] | None = None,
     copies: Mapping[str, str] | None = None,
@@ -296,7 +302,8 @@ def build_name_table(
         assert kind in MAPPING_KINDS, f"{name}: {hf_name}: {kind}"
         rules.append(NameRule(hf_name, tuple(names), kind, when, transposed))
     aliases = {**({"": prefix} if prefix else {}), **(starts or {})}
-    return NameTable(name, tuple(rules), tuple(ignored), tuple(unread), aliases, copies or {})
+    skipped = {"ignored": tuple(ignored), "unread": tuple(unread), "carried": tuple(carried)}
+    return NameTable(name, tuple(rules), **skipped, starts=aliases, copies=copies or {})
 
 
 def to_hf_names(table: NameTable, tensors: "Mapping[str, Tensor]", config: TransformerConfig) -> "dict[str, Tensor]":

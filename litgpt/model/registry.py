@@ -19,7 +19,7 @@ import yaml
 
 from litgpt.errors import UserError, name_file
 from litgpt.files import read_json, read_mapping
-from litgpt.model.hf_config import ConfigKeys
+from litgpt.model.hf_config import ConfigKeys, WholeKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
 from litgpt.model.hf_config_values import unsupported_key
@@ -71,7 +71,7 @@ class Family(ConfigKeys):
     def can_express(self, config: TransformerConfig) -> bool:
         """Whether a config, written as this architecture's config.json and read back, computes the same."""
         towers = [part for part in ("vision", "audio") if getattr(config, part) is not None]
-        if towers != ([] if self.tower is None else [self.tower.part]) or (self.nested and self.tower is None):
+        if towers != [tower.part for tower in self.towers] or (self.nested and not self.towers):
             return False
         if self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1]):
             return False
@@ -123,7 +123,7 @@ def merge_parent_family(name: str) -> dict[str, Any]:
     return data
 
 
-TABLE_KEYS = ("ignored", "unread", "prefix", "starts", "copies")
+TABLE_KEYS = ("ignored", "unread", "carried", "prefix", "starts", "copies")
 """The entries of a file that belong to its table of names, beside `tensors`."""
 
 
@@ -132,8 +132,9 @@ def build_family(data: dict[str, Any]) -> Family:
     defaults, rows = data.pop("defaults", {}), data.pop("shapes", [])
     for_table = {key: data.pop(key) for key in TABLE_KEYS if key in data}
     tensors = build_name_table(data["name"], data.pop("tensors"), **for_table)
-    if "tower" in data:
-        data["tower"] = TowerKeys(**data["tower"])
+    data["towers"] = [TowerKeys(**tower) for tower in data.get("towers", [])]
+    if "whole" in data:
+        data["whole"] = WholeKeys(**data["whole"])
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:
@@ -247,7 +248,9 @@ def read_config(folder: Path) -> TransformerConfig:
     with name_file(folder / "config.json", "model_config"):
         if family := find_published_family(values):
             return family.read(values, name=folder.resolve().name)
-    supported = ", ".join(dict.fromkeys(family.model_type for family in load_families().values()))
+    families = load_families().values()
+    whole = [family.whole.model_type for family in families if family.whole is not None]
+    supported = ", ".join(dict.fromkeys([*(family.model_type for family in families), *whole]))
     raise UserError(f"{folder / 'config.json'}: model_type: {values.get('model_type')!r} is not one of {supported}")
 
 
@@ -257,15 +260,18 @@ def find_published_family(values: Mapping[str, Any]) -> Family | None:
     Raises:
         UserError: if the family is not known with this decoder, or this tower.
     """
-    families = [family for family in load_families().values() if family.model_type == values.get("model_type")]
-    tower_key = next((family.tower.key for family in families if family.tower is not None), "")
-    for key, attribute in (("text_config", "decoder_type"), (tower_key, "tower_type")):
+    families = [
+        family
+        for family in load_families().values()
+        if family.is_whole(values) or family.model_type == values.get("model_type")
+    ]
+    values = families[0].select_part(values) if families else values
+    for key in dict.fromkeys(["text_config", *(key for family in families for key in family.part_types)]):
         part = values.get(key)
         given = part.get("model_type") if isinstance(part, dict) else None
-        types: list[Any] = [getattr(family.tower, attribute, given) for family in families]
-        if (
-            given is None or not families or (key == tower_key and len(set(types)) == 1)
-        ):  # the type of the only tower has changed
+        types: list[Any] = [family.part_types.get(key, given) for family in families]
+        is_tower = key != "text_config"
+        if given is None or not families or (is_tower and len(set(types)) == 1):  # that of the only tower has changed
             continue
         if given not in types:
             raise unsupported_key(f"{key}.model_type", given, " or ".join(dict.fromkeys(map(str, types))))

@@ -90,6 +90,10 @@ class TowerShape(BlockShape):
             what is `between` two; and the `mark` that a chat template writes for it. They have the tokens around media,
             `{start}` and `{end}`. None for places only.
         video_processor: the class of the processor of videos, if the folder does not name it; None if it reads none.
+        video_settings: without settings of videos in the folder, those of images are for videos too (`shared`), or the
+            processor's defaults are (`own`).
+        step_seconds: the time of a step of frames, by the chosen `frames`, or by the `fps` of the `settings` whatever
+            frames a video has.
         tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
     """
 
@@ -136,6 +140,8 @@ class TowerShape(BlockShape):
     frame_runs: bool = False
     frame_texts: dict[str, Any] | None = None
     video_processor: str | None = None
+    video_settings: Literal["shared", "own"] = "shared"
+    step_seconds: Literal["frames", "settings"] = "frames"
     tokens_per_second: float | None = None
 
     @classmethod

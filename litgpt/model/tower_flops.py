@@ -110,7 +110,7 @@ def measure_media(config: Config, media: Iterable[Media | None]) -> EncodedMedia
 
 def measure_sounds(shape: AudioShape, lengths: Sequence[int], sizes: EncodedMedia) -> EncodedMedia:
     """The sizes with those of sounds of these numbers of frames."""
-    places = [shape.count_places(length) for length in lengths]
+    places = [shape.count_places(chunk) for length in lengths for chunk in shape.list_chunks(length)]
     return sizes._replace(
         frames=sum(map(shape.count_read_frames, lengths)),
         places=sum(places),

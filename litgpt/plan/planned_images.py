@@ -11,9 +11,10 @@ from torch import Tensor
 from litgpt.errors import UserError
 from litgpt.model import media, vision
 from litgpt.model.config import Config
-from litgpt.model.media import Grid, Media
+from litgpt.model.media import Grid, Media, list_features
 from litgpt.model.tower_config import TowerShape
 from litgpt.model.tower_flops import EncodedMedia, measure_grids
+from litgpt.model.transformer_config import TransformerConfig
 from litgpt.recipe.plan import RowImages
 from litgpt.train import step
 
@@ -112,9 +113,13 @@ def placed_images(images: PlannedImages | None, length: int) -> Iterator[None]:
     def select_sources(sources_BT: Tensor) -> Tensor:
         return sources_BT.flatten()[: round(share * sources_BT.numel())]
 
+    def list_image_features(planned: Media, config: TransformerConfig) -> list[tuple[list[int], Tensor, int]]:
+        return [each for each in list_features(planned, config) if each[2]]  # none of sounds
+
     with (
         patch.object(media, "count_found", lambda sources_BT: round(share * sources_BT.numel())),
         patch.object(vision, "select_sources", select_sources),
+        patch.object(media, "list_features", list_image_features),
         patch.object(step, "measure_media", lambda *_: images.measure(1)),  # also where another rank counts them
     ):
         yield

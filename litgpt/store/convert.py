@@ -16,6 +16,7 @@ from litgpt.files import check_writable, read_json_object, staged_folder, write_
 from litgpt.messages import print_message
 from litgpt.model import registry
 from litgpt.model.config import Config
+from litgpt.store.carried_parts import STALE_KEYS
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
@@ -29,7 +30,6 @@ from litgpt.store.tokenizer_files import copy_tokenizer
 from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX, list_safetensors
 
 Digests = dict[str, tuple[torch.dtype, str]]
-STALE_KEYS = ("quantization_config", "dtype")  # of a config.json whose weights are written anew
 
 
 def hash_tensor(tensor: Tensor) -> str:
@@ -107,7 +107,7 @@ def write_copy(
     weights = cast_tensors(iter_tensors(source, config), dtype, list_parameters(config))
     special_tokens = copy_or_build_tokenizer(source, staged)
     tensors = record_digests(weights, digests)
-    family, saved_dtype = write_model(staged, config, tensors, special_tokens, shard_bytes=shard_bytes)
+    family, saved_dtype = write_model(staged, config, tensors, special_tokens, source=source, shard_bytes=shard_bytes)
     values = read_json_object(source / "config.json")
     if family is None:
         print_message(f"{source}: {UNPUBLISHED}")

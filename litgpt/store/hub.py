@@ -13,9 +13,10 @@ from litgpt.connection import check_hub_connection
 from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS, extend_checkpoint_dir, join_inside, sha256
 from litgpt.model.config import Config
-from litgpt.model.registry import list_model_names
+from litgpt.model.registry import list_model_names, load_families
 from litgpt.recipe.object_url import check_client, find_url
 from litgpt.store.object_store import get_cache_folder
+from litgpt.store.tokenizer_files import MEDIA_FILES
 
 SETTINGS_PATTERNS = ("config.json", "generation_config.json")
 TOKENIZER_PATTERNS = (
@@ -28,6 +29,7 @@ TOKENIZER_PATTERNS = (
     "merges.txt",
     "chat_template*.json",
     "chat_template*.jinja",
+    *MEDIA_FILES,
 )
 # Only the first line with a match is downloaded; later ones are the same weights in other formats.
 WEIGHT_PATTERNS = (
@@ -93,11 +95,12 @@ def match_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 def select_files(names: Iterable[str], *, tokenizer_only: bool) -> list[str]:
     """The files of a repository to download: by an allow list, weights in one format only."""
-    names = sorted(names)
-    chosen = match_patterns(names, SETTINGS_PATTERNS + TOKENIZER_PATTERNS)
-    if not tokenizer_only:
-        chosen += next(filter(None, (match_patterns(names, patterns) for patterns in WEIGHT_PATTERNS)), [])
-    return chosen
+    names, patterns = sorted(names), SETTINGS_PATTERNS + TOKENIZER_PATTERNS
+    if tokenizer_only:
+        return match_patterns(names, patterns)
+    further = (pattern for family in load_families().values() if family.whole for pattern in family.whole.files)
+    chosen = match_patterns(names, [*patterns, *further])
+    return chosen + next(filter(None, (match_patterns(names, patterns) for patterns in WEIGHT_PATTERNS)), [])
 
 
 def download(

@@ -16,6 +16,7 @@ from litgpt.model.config import Config
 from litgpt.model.names import TensorMapping
 from litgpt.model.registry import CONFIG_FILES, Family, find_family
 from litgpt.phases import phase
+from litgpt.store.carried_parts import find_carried_parts
 from litgpt.store.collectives_io import StageRanks, Warn, get_rank, share_first_message
 from litgpt.store.published_tensor import list_parameters
 from litgpt.store.safetensors_files import write_tensors
@@ -28,11 +29,10 @@ SHARD_BYTES = 5e9
 UNPUBLISHED = "no published architecture has this shape; its tensors keep our names, only litgpt loads it"
 
 
-def write_shards(folder: Path, tensors: NamedTensors, shard_bytes: float) -> set[torch.dtype]:
-    """Write tensors into safetensors files of at most `shard_bytes`, and their index; returns the types in them."""
+def write_shards(folder: Path, tensors: NamedTensors, shard_bytes: float) -> None:
+    """Write tensors into safetensors files of at most `shard_bytes`, and their index."""
     pending: dict[str, Tensor] = {}
     shards: list[list[str]] = []
-    dtypes: set[torch.dtype] = set()
     total_size = 0
 
     def write_pending() -> None:
@@ -45,18 +45,23 @@ def write_shards(folder: Path, tensors: NamedTensors, shard_bytes: float) -> set
             write_pending()
         pending[name] = tensor
         total_size += tensor.nbytes
-        dtypes.add(tensor.dtype)
     write_pending()
     if len(shards) == 1:
         (folder / "0.safetensors").rename(folder / SAFETENSORS)
-        return dtypes
+        return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         shard = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"{number}.safetensors").rename(folder / shard)
         weight_map |= dict.fromkeys(names, shard)
     write_json(folder / SAFETENSORS_INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-    return dtypes
+
+
+def record_types(tensors: NamedTensors, dtypes: set[torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same tensors, after adding the type of each to `dtypes`."""
+    for name, tensor in tensors:
+        dtypes.add(tensor.dtype)
+        yield name, tensor
 
 
 def save_model_folder(
@@ -75,7 +80,8 @@ def save_model_folder(
 
     Args:
         tensors: every parameter once, under our names.
-        tokenizer_dir: a folder whose tokenizer files are copied.
+        tokenizer_dir: a folder whose tokenizer files are copied; if it has a published model of several parts, of which
+            this is one, the others are written too.
         prompt_files: files of the prompt format, text by name, in place of those of `tokenizer_dir`; None for these.
         dtype: cast to this type, except tensors that the config keeps in float32; None keeps the type of each tensor.
         shard_bytes: the maximum size of a file of weights; larger models are split.
@@ -115,7 +121,10 @@ def write_model_folder(
     """
     special_tokens = copy_tokenizer(Path(tokenizer_dir), staged, prompt_files) if tokenizer_dir else {}
     tensors = tensors.items() if isinstance(tensors, Mapping) else tensors
-    family, _ = write_model(staged, config, tensors, special_tokens, dtype=dtype, shard_bytes=shard_bytes)
+    source = Path(tokenizer_dir) if tokenizer_dir else None
+    family, _ = write_model(
+        staged, config, tensors, special_tokens, source=source, dtype=dtype, shard_bytes=shard_bytes
+    )
     if family is not None and not (staged / "generation_config.json").exists():
         write_json(staged / "generation_config.json", {"_from_model_config": True, **special_tokens})
     return family
@@ -127,6 +136,7 @@ def write_model(
     tensors: NamedTensors,
     special_tokens: Mapping[str, Any],
     *,
+    source: Path | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: float = SHARD_BYTES,
 ) -> tuple[Family | None, str]:
@@ -135,6 +145,7 @@ def write_model(
     Args:
         tensors: every parameter once, under our names.
         special_tokens: the ids of special tokens, for config.json.
+        source: a folder; if it has a published model of several parts, of which this is one, all are written.
 
     Returns:
         The published architecture of this shape, if there is one, and the name of the type of the weights.
@@ -147,15 +158,22 @@ def write_model(
         mappings = [TensorMapping(name, (name,), "rename") for name in parameters]
     else:
         mappings = [*family.tensors.map_names(parameters, config), *family.tensors.list_copies(config)]
-    named_tensors = cast_tensors(tensors, dtype, parameters)
-    dtypes = write_shards(folder, join_tensors(mappings, named_tensors, parameters, config), shard_bytes)
+    carried = None if family is None or source is None else find_carried_parts(source, family)
+    dtypes: set[torch.dtype] = set()
+    joined = join_tensors(mappings, cast_tensors(tensors, dtype, parameters), parameters, config)
+    published = record_types(joined, dtypes)
+    write_shards(folder, carried.add_tensors(published, config) if carried else published, shard_bytes)
     saved_dtype = str(dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)).removeprefix("torch.")
     for name in CONFIG_FILES:
         (folder / name).unlink(missing_ok=True)  # if it is a hard link, the other file does not change
     (folder / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
     if family is not None:
         tokens = drop_final_padding(special_tokens) if config.output == "score" else special_tokens
-        write_json(folder / "config.json", {**family.config_json(config), "torch_dtype": saved_dtype, **tokens})
+        values = {**family.config_json(config), "torch_dtype": saved_dtype, **tokens}
+        if carried is not None:
+            carried.copy_files(folder)
+            values = carried.add_settings(values)
+        write_json(folder / "config.json", values)
     return family, saved_dtype
 
 

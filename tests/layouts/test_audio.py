@@ -13,6 +13,7 @@ from tests.audio_model import write_audio_model, write_sound_rows
 from tests.layouts.layouts import Case, Facts, collect_facts, find_deviations, measure_mutation, run_reference
 from tests.layouts.pool import POOL
 from tests.layouts.test_vision_rows import compute
+from tests.omni_model import write_omni_model, write_omni_rows
 
 SOUNDS = (0, 1, 5)  # of two ranks with two rows in a micro-batch, the second one has none
 CASES = [
@@ -42,9 +43,18 @@ def test_what_a_step_trains(sounds: tuple[int, ...]) -> None:
     assert bool(trained) == bool(sounds) and "audio.positions.weight" not in trained
 
 
-def test_rows_train_as_in_one_process(tmp_path: Path) -> None:
-    write_audio_model(tmp_path / "model")
-    write_sound_rows(tmp_path)
+WRITERS = [
+    (write_audio_model, write_sound_rows),
+    pytest.param(write_omni_model, write_omni_rows, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("write_model", "write_rows"), WRITERS, ids=["sounds", "sounds and images"])
+def test_rows_train_as_in_one_process(
+    write_model: Callable[[Path], Path], write_rows: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model")
+    write_rows(tmp_path)
     losses, gradients = compute(tmp_path, {})
     assert any(name.startswith("audio.blocks") for name in gradients)
     for other_losses, others in POOL.run(compute, tmp_path, {"data_replicate": 2}, ranks=2):

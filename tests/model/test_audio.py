@@ -63,6 +63,20 @@ def split_sounds(media: Media) -> list[tuple[torch.Tensor, int]]:
     return list(zip(media.sounds.frames_NM.split(counts), media.sounds.lengths, strict=True))
 
 
+def test_chunks_of_a_sound_do_not_hear_each_other() -> None:
+    audio = {**AUDIO, "chunk_places": 5, "positions": "sinusoids", "edge_tokens": True}
+    model, shape = GPT(Config(**SHAPE, audio=audio)), AudioShape.from_values(audio)
+    assert shape.list_chunks(23) == [10, 10, 3] and shape.list_chunks(20) == [10, 10] and shape.most_frames is None
+    frames = torch.randn(23, 6, generator=torch.Generator().manual_seed(1))
+    media = pack_sounds(frames, [23])
+    features = run_tower(model, media)
+    assert len(features) == shape.count_features(23) == 6
+    frames = torch.cat([frames[:20], frames[20:] + 1])
+    moved = (run_tower(model, pack_sounds(frames, [23])) - features).abs().amax(1) > 1e-6
+    assert moved.tolist() == [False] * 5 + [True]
+    assert measure_media(model.config, [media])[4:] == (23, 12, 25 + 25 + 4, 6)
+
+
 def test_trained_tower_without_sounds_has_gradients_of_zero() -> None:
     model, ids = build_model(), torch.tensor([[1, 2, 3]])
     model.embed_media(ids, build_empty_media()).sum().backward()

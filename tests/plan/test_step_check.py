@@ -61,6 +61,7 @@ def test_steps_run_on_a_gpu_and_wait_for_it_only_where_they_have_to(name: str) -
 EXTENDED = {  # the models that those of recipes are made of; without their towers, on rows of text
     "codes-full": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "qwen2-audio-7b-lora": Path("Qwen/Qwen2.5-7B-Instruct"),
+    "qwen2.5-omni-7b-lora": Path("Qwen/Qwen2.5-7B-Instruct"),
     "smolvlm-dpo": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "smolvlm-lora": Path("HuggingFaceTB/SmolLM2-135M-Instruct"),
     "qwen2.5-vl-3b-video-lora": Path("Qwen/Qwen2.5-3B-Instruct"),

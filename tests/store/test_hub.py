@@ -118,6 +118,8 @@ def test_bytes_that_the_hub_does_not_list_are_not_kept(
         (["model-1.safetensors", "model.safetensors.index.json", "consolidated.safetensors"], None),
         (["weights.safetensors", "tokenizer.model", "../up.safetensors"], ["tokenizer.model", "weights.safetensors"]),
         (["chat_template.jinja", "vocab.json", "tokenizer_config.json", "config.json"], None),
+        (["preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"], None),
+        (["spk_dict.pt", "model.safetensors", "other.pt"], ["model.safetensors", "spk_dict.pt"]),
     ],
 )
 def test_only_needed_files_are_selected(names: list[str], selected: list[str] | None) -> None:

@@ -46,8 +46,9 @@ def build_media_positions(
         height, width = height // shape.merge, width // shape.merge
         is_video = ids[token] == shape.video_token
         speed = shape.tokens_per_second if is_video else None
-        step = 1.0 if speed is None else speed * (seconds[number] if seconds else 1.0)
-        times = (torch.arange(steps) * step).long()
+        times = torch.arange(steps)
+        if speed is not None:
+            times = (times * (seconds[number] if seconds else 1.0) * speed).long()
         places = torch.cartesian_prod(times, torch.arange(height), torch.arange(width)).T + start
         rows.append(places)
         by_grid = is_video and after_video == "grid"

@@ -47,13 +47,28 @@ class MediaReader:
         shape: of the model's tower.
         has_sections: whether the model's tokens have positions of time, row and column.
         videos: the settings of the processor of videos; None for a model that reads none.
+        array_names: of the patches of a batch and of their sizes, in its arrays.
     """
 
     settings: PictureSettings
     shape: TowerShape
     has_sections: bool
     videos: VideoSettings | None = None
-    array_name: ClassVar[str] = "patches"
+    array_names: ClassVar[tuple[str, str]] = ("patches", "grids")
+
+    @property
+    def media_tokens(self) -> list[int]:
+        """The ids of the tokens at whose places the decoder reads features."""
+        return self.shape.media_tokens
+
+    @property
+    def parts(self) -> "tuple[MediaReader]":
+        """The readers of single towers."""
+        return (self,)
+
+    def find_part(self, _kind: str) -> "MediaReader":
+        """The reader of images and videos."""
+        return self
 
     @property
     def sections_shape(self) -> TowerShape | None:
@@ -171,7 +186,41 @@ def changed_error(medium: Medium) -> UserError:
     return UserError(f"{medium.name}: not of the size that it had when the data was prepared; restore the file")
 
 
-AnyReader = MediaReader | SoundReader
+@dataclass(frozen=True)
+class JointReader:
+    """Reads the media of a model with two towers, those of each kind as the reader of its tower does.
+
+    Attributes:
+        parts: the readers of single towers.
+    """
+
+    parts: tuple[MediaReader, SoundReader]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of media that the model reads."""
+        return tuple(kind for part in self.parts for kind in part.kinds)
+
+    @property
+    def media_tokens(self) -> list[int]:
+        """The ids of the tokens at whose places the decoder reads features."""
+        return [token for part in self.parts for token in part.media_tokens]
+
+    @property
+    def sections_shape(self) -> TowerShape | None:
+        """As of the reader of images."""
+        return self.parts[0].sections_shape
+
+    def find_part(self, kind: str) -> MediaReader | SoundReader:
+        """The reader of media of a kind."""
+        return next(part for part in self.parts if kind in part.kinds)
+
+    def fingerprint_parts(self) -> list[Any]:
+        """Everything that features and places depend on besides the media, as JSON values."""
+        return [each for part in self.parts for each in part.fingerprint_parts()]
+
+
+AnyReader = MediaReader | SoundReader | JointReader
 
 
 def open_media_reader(folder: Path) -> AnyReader | None:
@@ -193,17 +242,18 @@ def build_media_reader(folder: Path, config: Config) -> AnyReader | None:
     Raises:
         UserError: if a processor of the folder is missing or not supported.
     """
-    if config.audio is not None:
-        return build_sound_reader(folder, AudioShape.from_values(config.audio))
+    sounds = None if config.audio is None else build_sound_reader(folder, AudioShape.from_values(config.audio))
     if config.vision is None:
-        return None
-    shape = TowerShape.from_values(config.vision)
-    videos = None if shape.video_processor is None else read_video_settings(folder, shape.video_processor)
-    settings = read_picture_settings(folder)
+        return sounds
+    shape, videos, settings = TowerShape.from_values(config.vision), None, read_picture_settings(folder)
+    if shape.video_processor is not None:
+        is_shared = shape.video_settings == "shared"
+        videos = read_video_settings(folder, shape.video_processor, is_shared=is_shared)
     canvases = None if settings.canvases is None else [list(canvas) for canvas in settings.canvases]
     if canvases != shape.canvases:
         raise UserError(
             f"{folder}: image_grid_pinpoints: {canvases} of the processor are not those of config.json; use "
             f"{shape.canvases}"
         )
-    return MediaReader(settings, shape, bool(config.rope_sections), videos)
+    images = MediaReader(settings, shape, bool(config.rope_sections), videos)
+    return images if sounds is None else JointReader((images, sounds))

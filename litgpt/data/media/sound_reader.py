@@ -43,13 +43,28 @@ class SoundReader:
     Attributes:
         settings: of the processor.
         shape: of the model's tower.
+        array_names: of the frames of a batch and of their numbers, in its arrays.
     """
 
     settings: SoundSettings
     shape: AudioShape
     kinds: ClassVar[tuple[str, ...]] = ("audio",)
     sections_shape: ClassVar[None] = None
-    array_name: ClassVar[str] = "frames"
+    array_names: ClassVar[tuple[str, str]] = ("frames", "lengths")
+
+    @property
+    def media_tokens(self) -> list[int]:
+        """The ids of the tokens at whose places the decoder reads features."""
+        return self.shape.media_tokens
+
+    @property
+    def parts(self) -> "tuple[SoundReader]":
+        """The readers of single towers."""
+        return (self,)
+
+    def find_part(self, _kind: str) -> "SoundReader":
+        """The reader of sounds."""
+        return self
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that frames and places depend on besides the sounds, as JSON values."""
@@ -110,6 +125,6 @@ def build_sound_reader(folder: Path, shape: AudioShape) -> SoundReader:
     settings = read_sound_settings(folder)
     frames = settings.count_frames(settings.most_samples)
     for key, value, needed in (("feature_size", settings.mels, shape.mels), ("frames", frames, shape.most_frames)):
-        if value != needed:
+        if needed is not None and value != needed:
             raise UserError(f"{folder}: the processor's {key} is {value}, but the audio tower reads {needed}; set that")
     return SoundReader(settings, shape)

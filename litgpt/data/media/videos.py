@@ -95,16 +95,17 @@ class VideoPlan:
         return order_frames(len(self.times), self.size[0] // shape.patch, shape.frame_block)
 
 
-def read_video_settings(folder: Path, processor: str) -> VideoSettings:
+def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True) -> VideoSettings:
     """The settings of the video processor in a model folder.
 
     Args:
         processor: its class, if the file does not name it, as those written for images alone.
+        is_shared: whether settings of images are for videos too, if the folder has none of videos.
 
     Raises:
         UserError: if the folder has none, or one that is not supported.
     """
-    path, values = find_video_values(folder)
+    path, values = find_video_values(folder, is_shared=is_shared)
     kind = str(values.get("video_processor_type", processor)).removesuffix("Fast")
     if kind not in VIDEO_PROCESSORS:
         listed = ", ".join(VIDEO_PROCESSORS)
@@ -141,8 +142,11 @@ def has_video_settings(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (VIDEO_PROCESSOR_FILE, *PROCESSOR_FILES))
 
 
-def find_video_values(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file with the settings of a video processor, and what it says: of images, if no file is for videos.
+def find_video_values(folder: Path, *, is_shared: bool) -> tuple[Path, dict[str, Any]]:
+    """The file with the settings of a video processor, and what it says.
+
+    Args:
+        is_shared: whether the settings of images are for videos too, if no file is for videos; else it says nothing.
 
     Raises:
         UserError: if the folder has none.
@@ -152,7 +156,8 @@ def find_video_values(folder: Path) -> tuple[Path, dict[str, Any]]:
         return merged, values["video_processor"]
     for name in (VIDEO_PROCESSOR_FILE, *PROCESSOR_FILES):
         if (folder / name).is_file():
-            return folder / name, read_json_object(folder / name)
+            is_read = is_shared or name == VIDEO_PROCESSOR_FILE
+            return folder / name, read_json_object(folder / name) if is_read else {}
     raise UserError(f"{folder}: has no {VIDEO_PROCESSOR_FILE}; use the folder of a model that reads videos")
 
 
@@ -259,7 +264,9 @@ def plan_video(header: VideoHeader, settings: VideoSettings, shape: TowerShape) 
     """
     frames = FRAME_RULES[settings.rule](header.frames, header.rate, settings, shape.temporal)
     size = VIDEO_SIZE_RULES[settings.rule](header.size, len(frames), settings, shape)
-    seconds = shape.temporal * header.frames / (len(frames) * header.rate)
+    seconds = shape.temporal / settings.fps
+    if shape.step_seconds == "frames":
+        seconds = shape.temporal * header.frames / (len(frames) * header.rate)
     return VideoPlan(tuple(frames), size, seconds, list_times(frames, header.rate, shape.temporal))
 
 

@@ -55,7 +55,7 @@ class FeaturePlacer(ABC):
         self.kinds = {kind: each for kind, each in texts.items() if each is not None}
         if (first := reader.kinds[0]) not in self.kinds:
             raise UserError(
-                f"{tokenizer.folder}: the tokenizer has no token {reader.shape.media_tokens[0]}, which stands for "
+                f"{tokenizer.folder}: the tokenizer has no token {reader.media_tokens[0]}, which stands for "
                 f"{MEDIA_KINDS[first].columns[0]}; use the model's own tokenizer"
             )
 
@@ -95,7 +95,7 @@ class FeaturePlacer(ABC):
 
     def _plan_medium(self, medium: Medium, _media: Sequence[Medium]) -> Any:
         """What the tower reads of a medium, one of those of a conversation."""
-        return self.media_reader.plan(medium)
+        return self.media_reader.find_part(medium.kind).plan(medium)
 
     @abstractmethod
     def write_marks(self, conversation: Conversation) -> Conversation:
@@ -123,7 +123,7 @@ class FeaturePlacer(ABC):
         Raises:
             BadRow: if the text has more or fewer of these tokens than media, or in another order.
         """
-        marked = np.flatnonzero(np.isin(ids, self.media_reader.shape.media_tokens))
+        marked = np.flatnonzero(np.isin(ids, self.media_reader.media_tokens))
         expected = [self.kinds[medium.kind].token for medium, _ in plans]
         if ids[marked].tolist() != expected:
             names = " and ".join(texts.name for texts in self.kinds.values())
@@ -132,7 +132,7 @@ class FeaturePlacer(ABC):
         pieces, media, total, previous = list[np.ndarray](), list[PlacedMedium](), 0, 0
         factors = list[np.ndarray]()
         for token, (medium, plan) in zip(marked.tolist(), plans, strict=True):
-            grids = self.media_reader.list_grids(plan)
+            grids = self.media_reader.find_part(medium.kind).list_grids(plan)
             run = np.array(self._build_run(medium, plan, grids), np.int32)
             pieces += [ids[previous:token], run]
             factors += [weights[previous:token], np.zeros(len(run), np.float32)]

@@ -6,13 +6,14 @@ from litgpt.data.media.codes import open_code_reader
 from litgpt.data.media.reader import AnyReader
 from litgpt.data.render.code_places import CodePlacer
 from litgpt.data.render.feature_places import FeaturePlacer
+from litgpt.data.render.joint_places import JointPlacer
 from litgpt.data.render.media_places import MediaPlacer
 from litgpt.data.render.sound_places import SoundPlacer
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
 PLACERS: dict[str, Callable[..., FeaturePlacer]] = {"image": MediaPlacer, "audio": SoundPlacer}
-"""By the first kind of media that the model reads."""
+"""By the first kind of media that a tower reads."""
 
 
 def open_placer(
@@ -43,4 +44,5 @@ def build_feature_placer(reader: AnyReader, tokenizer: Tokenizer) -> FeaturePlac
     Raises:
         UserError: if the tokenizer has no token for them.
     """
-    return PLACERS[reader.kinds[0]](reader, tokenizer)
+    placers = [PLACERS[part.kinds[0]](part, tokenizer) for part in reader.parts]
+    return placers[0] if len(placers) == 1 else JointPlacer(reader, tokenizer, *placers)

@@ -11,7 +11,7 @@ from torch import Tensor
 from litgpt.data.render.example import Example
 from litgpt.errors import UserError
 from litgpt.model.feature_order import take_order
-from litgpt.model.media import Media, pack_sounds
+from litgpt.model.media import Media, Sounds, build_empty_media
 
 IGNORE = -100
 """The label of a token that is not a target: excluded from the loss and not counted."""
@@ -116,23 +116,14 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
         raise UserError(str(arrays["error"]))
     sample_ends = arrays.pop("sample_ends", None)
     tokens = arrays.pop("tokens", None)
-    grids, uses, image_answers = (arrays.pop(name, None) for name in ("grids", "uses", "image_answers"))
+    media = pop_media(arrays)
     arrays.pop("unreadable", None)  # a count for the stream
-    order = take_order(arrays)
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if tokens is not None:
         rows = torch.from_numpy(tokens.astype(np.int64))
         tensors |= {"ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
-    if grids is not None:
-        sizes, places = tuple((t, h, w) for t, h, w in grids.tolist()), {}
-        if uses is not None and image_answers is not None:
-            places = {"uses": uses.tolist(), "answers": image_answers.tolist()}
-        if "frames" in tensors:
-            tensors["media"] = pack_sounds(tensors.pop("frames"), [frames for frames, _, _ in sizes])
-        else:
-            tensors["media"] = Media(tensors.pop("patches"), sizes, order=order, **places)
     values = {name: tensors.pop(name) for name in ANSWER_TITLES if name in tensors}
-    batch = Batch(**tensors, answer_values=values if "answers" in tensors else None)
+    batch = Batch(**tensors, media=media, answer_values=values if "answers" in tensors else None)
     if trained is not None and sample_ends is None and batch.answers is None:
         batch.labels[trained:] = IGNORE
     elif trained is not None and batch.answers is not None:
@@ -140,6 +131,23 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
     elif trained is not None and sample_ends is not None and trained < len(sample_ends):
         batch.labels[:, int(sample_ends[trained - 1]) if trained else 0 :] = IGNORE  # the samples share one row
     return batch
+
+
+def pop_media(arrays: BatchArrays) -> Media | None:
+    """Remove the arrays of images, videos and sounds, and return these; None without any."""
+    names = ("patches", "grids", "uses", "image_answers", "frames", "lengths")
+    patches, grids, uses, answers, frames, lengths = (arrays.pop(name, None) for name in names)
+    order = take_order(arrays)
+    if patches is None and frames is None:
+        return None
+    media = build_empty_media()
+    if patches is not None and grids is not None:
+        media = Media(torch.from_numpy(patches), tuple((t, h, w) for t, h, w in grids.tolist()), order=order)
+    if uses is not None and answers is not None:
+        media = replace(media, uses=uses.tolist(), answers=answers.tolist())
+    if frames is None or lengths is None:
+        return media
+    return replace(media, sounds=Sounds(torch.from_numpy(frames), tuple(lengths[:, 0].tolist())))
 
 
 def collate_rows(

@@ -2,23 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from litgpt.data.media.errors import MissingExtraError
-from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import AnyReader
 from litgpt.data.read.media import Medium
 from litgpt.data.read.row_sets import MAX_SHOWN
 from litgpt.data.render.example import Example, PlacedMedium
+from litgpt.data.render.sample_positions import build_sample_positions
 from litgpt.errors import UserError
 from litgpt.messages import print_message
 from litgpt.model.feature_order import FeatureOrder, join_orders
 from litgpt.model.media import Grid
 
 ExampleRows = list[list[Example]]
+
+
+class ReadMedium(NamedTuple):
+    """A medium of a sample with the patches or frames that a tower reads, and as of `MediaReader.read_order`."""
+
+    placed: PlacedMedium
+    values: torch.Tensor
+    order: FeatureOrder | None
 
 
 @dataclass
@@ -38,8 +46,9 @@ class MediaLoader:
     def load(self, rows: ExampleRows) -> tuple[ExampleRows, dict[str, np.ndarray]]:
         """Decode the media of some rows.
 
-        Returns the rows, and if they have media, `patches` (N, P) or `frames` (N, mels), and `grids` (K, 3); and if
-        features are not at their places in order, those of `FeatureOrder.to_arrays`.
+        Returns the rows; if they have images or videos, their `patches` (N, P) and `grids` (K, 3), and if features are
+        not at their places in order, those of `FeatureOrder.to_arrays`; if they have sounds, their `frames` (N, mels)
+        and `lengths` (K, 3), which are the numbers of frames, of 1 row and of 1 column.
 
         Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
         One that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of these
@@ -49,34 +58,41 @@ class MediaLoader:
             UserError: for such a medium under `on_error: raise`.
             MissingExtraError: if a package that reads them is not installed.
         """
-        values, orders = list[torch.Tensor](), list[FeatureOrder | None]()
-        kept, before = [list(row) for row in rows], self.failed
+        read, kept, before = list[ReadMedium](), [list(row) for row in rows], self.failed
         for row in kept:
             for number, example in enumerate(row):
                 media = list_distinct(example)
+                pairs = [(self.reader.find_part(each.medium.kind), each) for each in media]
                 try:
-                    read = [self.reader.read(each.medium, each.grids) for each in media]
-                    read_orders = [self.reader.read_order(each.medium, each.grids, each.tokens) for each in media]
+                    values = [part.read(each.medium, each.grids) for part, each in pairs]
+                    orders = [part.read_order(each.medium, each.grids, each.tokens) for part, each in pairs]
                 except MissingExtraError:
                     raise
                 except UserError as error:
                     self._handle_error(error)
-                    read = [self.reader.build_blank(each.grids) for each in media]
-                    read_orders = [self.reader.build_blank_order(each.grids, each.tokens) for each in media]
+                    values = [part.build_blank(each.grids) for part, each in pairs]
+                    orders = [part.build_blank_order(each.grids, each.tokens) for part, each in pairs]
                     row[number] = replace(example, weights=np.zeros_like(example.weights))
-                values, orders = [*values, *read], [*orders, *read_orders]
-        examples = [example for row in kept for example in row]
-        read_media = [each for example in examples for each in list_distinct(example)]
-        if not read_media:
+                read += map(ReadMedium, media, values, orders)
+        if not read:
             return rows, {}
-        arrays = number_uses(examples) if any(example.split for example in examples) else {}
-        arrays[self.reader.array_name] = torch.cat(values).numpy()
-        arrays["grids"] = np.array([grid for each in read_media for grid in each.grids], np.int64)
-        if (order := join_orders(orders)) is not None:
-            arrays |= order.to_arrays()
-        if self.failed > before:
-            arrays["unreadable"] = np.array(self.failed - before)
-        return kept, arrays
+        examples = [example for row in kept for example in row]
+        uses = number_uses(examples) if any(example.split for example in examples) else {}
+        failed = {"unreadable": np.array(self.failed - before)} if self.failed > before else {}
+        return kept, self._collect(read) | uses | failed
+
+    def _collect(self, read: Sequence[ReadMedium]) -> dict[str, np.ndarray]:
+        """The arrays of media and their values, those that one tower encodes together."""
+        arrays: dict[str, np.ndarray] = {}
+        for part in self.reader.parts:
+            of_part = [each for each in read if each.placed.medium.kind in part.kinds]
+            if not of_part:
+                continue
+            values_name, sizes_name = part.array_names
+            arrays[values_name] = torch.cat([each.values for each in of_part]).numpy()
+            arrays[sizes_name] = np.array([grid for each in of_part for grid in each.placed.grids], np.int64)
+        order = join_orders([each.order for each in read])
+        return arrays if order is None else arrays | order.to_arrays()
 
     def _handle_error(self, error: UserError) -> None:
         if self.on_error == "raise":
@@ -97,11 +113,9 @@ class MediaLoader:
         for number, row in enumerate(rows):
             line = number if padding else 0
             for example in row:
-                grids = [grid for each in example.media for grid in each.grids]
-                seconds = [step for each in example.media for step in each.step_seconds]
                 ids = example.ids.tolist()
                 part = slice(starts[line], starts[line] + len(ids))
-                positions[line, :, part] = build_media_positions(shape, ids, grids, seconds=seconds).numpy()
+                positions[line, :, part] = build_sample_positions(shape, ids, example.media).numpy()
                 starts[line] = part.stop
         return {"positions": positions}
 
