@@ -69,16 +69,15 @@ def open_joint_reader(model: Path) -> JointReader:
     return reader
 
 
-def test_rows_and_prompts_are_those_of_the_published_processor(folder: Path, tmp_path: Path) -> None:
-    model, processor = folder / "model", build_processor(folder / "model")
-    data = open_row(folder, tmp_path, {"messages": [{"role": "user", "content": PARTS}, ANSWER]})
-    (batch,) = read_batches(data, 1, micro_batch_size=1)
-    images, sounds = open_joint_reader(model).parts
-    header = read_video_header(folder / "c.mp4")
+@pytest.fixture(scope="module")
+def published(folder: Path) -> Any:
+    """What the published processor makes of a question with media and its answer."""
+    processor, header = build_processor(folder / "model"), read_video_header(folder / "c.mp4")
+    images, sounds = open_joint_reader(folder / "model").parts
     assert images.videos is not None
     plan = plan_video(header, images.videos, images.shape)
     text = processor.apply_chat_template([{"role": "user", "content": PARTS}, ANSWER])
-    theirs = processor(
+    return processor(
         text=[text],
         images=[Image.open(folder / "a.png")],
         audio=[decode_sound(folder / name, sounds.settings).numpy() for name in SOURCES["audio"]],
@@ -88,49 +87,46 @@ def test_rows_and_prompts_are_those_of_the_published_processor(folder: Path, tmp
         return_tensors="pt",
         add_special_tokens=False,
     )
-    assert batch.ids.tolist() == theirs["input_ids"].tolist()
-    assert [list(grid) for grid in batch.media.grids] == [
-        *theirs["image_grid_thw"].tolist(),
-        *theirs["video_grid_thw"].tolist(),
-    ]
-    patches = torch.cat([theirs["pixel_values"], theirs["pixel_values_videos"]])
+
+
+def test_rows_are_those_of_the_published_processor(folder: Path, published: Any, tmp_path: Path) -> None:
+    data = open_row(folder, tmp_path, {"messages": [{"role": "user", "content": PARTS}, ANSWER]})
+    (batch,) = read_batches(data, 1, micro_batch_size=1)
+    assert batch.ids.tolist() == published["input_ids"].tolist()
+    grids = torch.cat([published["image_grid_thw"], published["video_grid_thw"]])
+    assert [list(grid) for grid in batch.media.grids] == grids.tolist()
+    patches = torch.cat([published["pixel_values"], published["pixel_values_videos"]])
     assert torch.equal(batch.media.patches_NP, patches)
-    mask = theirs["feature_attention_mask"].bool()
+    mask = published["feature_attention_mask"].bool()
     assert batch.media.sounds.lengths == tuple(mask.sum(1).tolist()) == (47, 11)
-    assert torch.equal(batch.media.sounds.frames_NM, theirs["input_features"].mT[mask])
-    reference = AutoModelForMultimodalLM.from_pretrained(model, dtype="float32").eval()
+    assert torch.equal(batch.media.sounds.frames_NM, published["input_features"].mT[mask])
+    reference = AutoModelForMultimodalLM.from_pretrained(folder / "model", dtype="float32")
     keys = ("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
     expected, _ = reference.get_rope_index(
-        **{key: theirs[key] for key in keys},
+        **{key: published[key] for key in keys},
         audio_seqlens=mask.sum(1),
-        second_per_grids=theirs["video_second_per_grid"],
+        second_per_grids=published["video_second_per_grid"],
     )
     assert torch.equal(batch.positions.transpose(0, 1), expected)
     places = [data.tokenizer.find_token(WORDS[f"{kind}_token"]) for kind in ("image", "audio", "video")]
     assert not torch.isin(batch.labels, torch.tensor(places)).any()  # type: ignore[arg-type]
 
-    llm = LLM.load(model, distribute=None)
+
+def test_texts_equal_those_of_transformers(folder: Path, published: Any) -> None:
+    llm, reference = (
+        LLM.load(folder / "model", distribute=None),
+        AutoModelForMultimodalLM.from_pretrained(folder / "model", dtype="float32").eval(),
+    )
     sources = {kind: [str(folder / name) for name in names] for kind, names in SOURCES.items()}
     prompt = llm.prompt_encoder().encode(PROMPT, None, None, sources=sources)
-    shared = len(prompt.ids)
-    assert list(prompt.ids) == batch.ids[0, :shared].tolist()
-    media = prompt.load_images()
-    assert media is not None and torch.equal(media.positions, batch.positions[0, :, :shared])  # type: ignore[arg-type]
-    del theirs["input_ids"], theirs["attention_mask"]
     ids = torch.tensor([prompt.ids])
-    output = reference.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), **theirs, max_new_tokens=8, do_sample=False
-    )
-    ours = llm.generate(
-        PROMPT,
-        images=sources["image"],
-        audios=sources["audio"],
-        videos=sources["video"],
-        max_new_tokens=8,
-        temperature=0,
-        return_as_token_ids=True,
-    )
-    assert ours.tolist() == output[0, shared:].tolist()[: len(ours)] and len(ours) > 2
+    assert ids.tolist() == published["input_ids"][:, : ids.shape[1]].tolist()
+    inputs = {**published, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    output = reference.generate(**inputs, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :].tolist()
+    media = {"images": sources["image"], "audios": sources["audio"], "videos": sources["video"]}
+    settings = {"max_new_tokens": 8, "temperature": 0, "return_as_token_ids": True}
+    ours = llm.generate(PROMPT, **media, **settings).tolist()
+    assert ours == output[: len(ours)] and len(ours) > 2
 
 
 def test_numbers_of_places_are_those_of_the_published_processor(folder: Path) -> None:
