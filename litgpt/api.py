@@ -217,7 +217,10 @@ class LLM(nn.Module):
         check_ids("input_ids", input_ids, self.config)
         if target_ids is not None and len(trained := target_ids[target_ids != IGNORED]):
             check_ids("target_ids", trained, self.config)
-        logits = self.model(input_ids)
+        rows = {}
+        if target_ids is not None and self.config.has_prompt_blocks:  # a prompt ends at the first target
+            rows = {"prompts_BT": (target_ids != IGNORED).cumsum(1) == 0}
+        logits = self.model(input_ids, **rows)
         if target_ids is None:
             return logits
         flat, targets = logits[:, :-1].flatten(0, 1), target_ids[:, 1:].flatten().long()

@@ -146,6 +146,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "processor": {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 16, "width": 16}},
         "template": BOTH.replace("<start><image><end>", "<start>"),
     },
+    "paligemma": {
+        "config": {
+            "architectures": ["PaliGemmaForConditionalGeneration"],
+            "projection_dim": 32,
+            "text_config": {**TEXT, "model_type": "gemma", "head_dim": 8},
+            "vision_config": {**TOWER, "model_type": "siglip_vision_model", "image_size": 16},
+        },
+        "processor": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}},
+        "template": None,
+    },
     "qwen2_vl": {
         "config": {
             "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -203,7 +213,8 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
     around |= {"eos_token_id": backend.token_to_id("<end_of_utterance>"), "pad_token_id": 1}
     config = {"model_type": kind, "tie_word_embeddings": False, **token, **around, **parts["config"]}
     (source / "config.json").write_text(json.dumps(config))
-    (source / "chat_template.jinja").write_text(parts["template"])
+    if parts["template"] is not None:
+        (source / "chat_template.jinja").write_text(parts["template"])
     (source / "preprocessor_config.json").write_text(json.dumps(parts["processor"]))
     if "videos" in parts:
         (source / "video_preprocessor_config.json").write_text(json.dumps(parts["videos"]))

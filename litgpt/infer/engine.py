@@ -23,6 +23,7 @@ from litgpt.infer.sampling import sample_rows
 from litgpt.infer.sequences import Sequence
 from litgpt.infer.speculative import Draft, Proposal, check_draft
 from litgpt.model.gpt import GPT
+from litgpt.model.tower_config import TowerShape
 
 GROWTH = 64  # tokens after the prompt for which memory is reserved at first
 MIN_PREFIX = 16  # tokens; shorter common prefixes are computed again
@@ -70,8 +71,10 @@ class Engine:
         self._versions: list[tuple[int, int]] = []
         self.max_sequences, self.prefill_chunk = max_sequences, prefill_chunk
         self._max_tokens = cache_tokens or max_sequences * model.config.block_size
-        self._block_tokens = 0 if model.vision is None else model.vision.shape.block_tokens
-        self._windows = find_window_layers(model.config, max(prefill_chunk, speculative_k + 1, self._block_tokens))
+        vision = model.config.vision  # the module is on the first stage of a pipeline only
+        self._shape = None if vision is None else TowerShape.from_values(vision)
+        block_tokens = 0 if self._shape is None else self._shape.count_block_tokens(model.config.block_size)
+        self._windows = find_window_layers(model.config, max(prefill_chunk, speculative_k + 1, block_tokens))
         self.cache = self._build_cache()
         self.draft: Draft | None = None
         if draft is not None:
@@ -106,10 +109,15 @@ class Engine:
         check_prompt(self.model, request.prompt, request.max_new_tokens, has_images=request.images is not None)
         if request.images is not None and self._forward is not None:
             raise UserError("image: not supported with a model that is split over devices; use litgpt generate")
+        if request.prompt_logprobs is not None and self.model.config.has_prompt_blocks:
+            raise UserError(
+                f"prompt_logprobs: {request.prompt_logprobs} is not supported with a model whose tokens of a prompt "
+                "attend to later ones; set None"
+            )
         if bias := request.sampling.logit_bias:
             check_tokens("logit_bias", (min(bias), max(bias)), self.model.config.padded_vocab_size or 0)
         device = next(self.model.parameters()).device
-        sequence = Sequence(request, device, has_blocks=self._block_tokens > 0)
+        sequence = Sequence(request, device, shape=self._shape)
         if request.cached_tokens > self.cache.max_tokens:
             raise UserError(
                 f"cache_tokens: {self.cache.max_tokens} is less than {request.cached_tokens}, the tokens of prompt and "
@@ -225,8 +233,7 @@ class Engine:
         if sequence.block is None:
             return False
         has_logprobs = sequence.request.prompt_logprobs is not None and not sequence.tokens
-        is_usable = not has_logprobs and not sequence.divides_image(common)
-        if source is not None and common >= MIN_PREFIX and is_usable:
+        if source is not None and common >= MIN_PREFIX and not has_logprobs and sequence.shares_blocks(source):
             self.cache.copy_prefix(source, sequence.block, common)
         return True
 

@@ -49,10 +49,12 @@ class ScoredText:
 
     Attributes:
         ids: the tokens to compute.
+        is_block: whether they attend to each other, also to later ones.
         targets: by position in `ids`, (next token, number of its continuation) pairs.
     """
 
     ids: tuple[int, ...]
+    is_block: bool = False
     targets: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -129,7 +131,8 @@ def score_batch(
     model: GPT, groups: dict[tuple[int, ...], list[int]], continuations: Sequence[Continuation]
 ) -> Iterator[tuple[int, Likelihood]]:
     """Yield the likelihoods of the continuations of some contexts, in lexical order."""
-    firsts = {context: ScoredText(context) for context in groups}
+    has_blocks = model.config.has_prompt_blocks
+    firsts = {context: ScoredText(context, has_blocks) for context in groups}
     rests: dict[tuple[tuple[int, ...], tuple[int, ...]], ScoredText] = {}
     likelihoods = {number: Likelihood() for numbers in groups.values() for number in numbers}
     for context, numbers in groups.items():
@@ -141,7 +144,7 @@ def score_batch(
                 text = rests.setdefault((context, tokens[:-1]), ScoredText(context + tokens[:-1]))
                 for place, token in enumerate(tokens[1:]):
                     text.targets[len(context) + place].append((token, number))
-    common = find_common_prefix(list(groups))
+    common = () if has_blocks else find_common_prefix(list(groups))
     cache = build_block_cache([common, *firsts, *(text.ids for text in rests.values())])
     prefix = allocate(cache, common)
     run_texts(model, cache, [(prefix, ScoredText(common))], likelihoods)
@@ -188,10 +191,12 @@ def run_texts(
             start = len(block.ids)
             first = next((place for place in range(start, len(text.ids)) if place in text.targets), len(text.ids))
             size = min(len(text.ids) - start, tokens, first - start + rows)
-            if size < 1:
+            if text.is_block and not chunks:
+                size = len(text.ids)
+            if size < (len(text.ids) if text.is_block else 1):
                 break
-            logits = max(0, start + size - first)
-            chunks.append(Chunk(block, text.ids[start : start + size], logits))
+            logits, numbers = max(0, start + size - first), [0] * size if text.is_block else None
+            chunks.append(Chunk(block, text.ids[start : start + size], logits, blocks=numbers))
             rows, tokens = rows - logits, tokens - size
         outputs = run_packed(model, chunks, cache.slabs)
         targets: list[tuple[int, int, int]] = []  # row, token, number of the continuation

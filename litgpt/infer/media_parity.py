@@ -188,10 +188,12 @@ def compare_media_logits(
         positions = build_media_positions(shape, ids, media.grids, seconds=compared.seconds)[None]
     ids_BT = torch.tensor([ids])
     places = {} if positions is None else {"position_ids": positions.transpose(0, 1)}
-    places |= {"token_type_ids": (ids_BT == shape.image_token).int()} if shape.image_blocks else {}
+    prompts_BT = torch.arange(len(ids))[None] < len(ids) - 2  # the text after the last one is the answer
+    if shape.has_blocks:
+        places |= {"token_type_ids": (~prompts_BT if shape.prompt_blocks else ids_BT == shape.image_token).int()}
     inputs = {key: value for key, value in compared.inputs.items() if key in signature(reference.forward).parameters}
     with torch.no_grad():
         expected = reference(input_ids=ids_BT, **inputs, **places, use_cache=False).logits
-        actual = model(ids_BT, media=media, positions_BT=positions)
+        actual = model(ids_BT, media=media, positions_BT=positions, prompts_BT=prompts_BT)
     largest = float((actual - expected).abs().max())
     return largest, largest / float(expected.abs().max())

@@ -40,8 +40,8 @@ class Chunk:
         keys: what identifies their keys and values in the cache; None for the tokens themselves.
         positions: of time, row and column, (3, T); None if all three are the number of the token.
         features: those of images among the tokens.
-        blocks: the number of the image of each token, -1 for text, if the tokens of an image attend to each other;
-            None if they do not, or no token is one.
+        blocks: the number of the block of each token, -1 for those of none, whose tokens attend to each other; None if
+            no token is in one.
     """
 
     block: CacheBlock
@@ -74,7 +74,7 @@ class ChunkGroup:
         """The memory of all blocks."""
         return self.chunks[0].block.slab
 
-    def list_image_blocks(self, device: torch.device) -> Tensor | None:
+    def list_blocks(self, device: torch.device) -> Tensor | None:
         """The `blocks` of the chunks, (N, T); None if no chunk has any."""
         if all(chunk.blocks is None for chunk in self.chunks):
             return None
@@ -188,7 +188,7 @@ def build_packed_inputs(config: Config, groups: Sequence[ChunkGroup], device: to
                     group.tokens,
                     device,
                     kept=group.slab.window_size,
-                    blocks_NT=group.list_image_blocks(device),
+                    blocks_NT=group.list_blocks(device),
                 ),
                 texts=len(group.chunks),
             )

@@ -19,6 +19,7 @@ from litgpt.errors import UserError
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.gpt import GPT
 from litgpt.model.media import Media
+from litgpt.model.tower_config import TowerShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,26 @@ class PromptImages:
         prompt_tokens, shift = self.positions.shape[1], int(self.positions.max()) + 1 - self.positions.shape[1]
         after = torch.arange(max(start, prompt_tokens), max(stop, prompt_tokens)) + shift
         return torch.cat([self.positions[:, start:stop], after.expand(3, -1)], 1)
+
+
+def list_prompt_keys(prompt: Sequence[int], images: PromptImages | None, shape: TowerShape | None) -> list[int]:
+    """What identifies the keys and values of each token of a prompt.
+
+    Tokens that attend to the whole prompt have a negative number, which only those of the same prompt have.
+    """
+    keys = list(prompt) if images is None else images.list_keys(prompt)
+    if shape is None or not shape.prompt_blocks:
+        return keys
+    return [to_key(hashlib.sha256(repr(keys).encode()).digest())] * len(keys)
+
+
+def list_prompt_blocks(prompt: Sequence[int], images: PromptImages | None, shape: TowerShape | None) -> list[int]:
+    """The number of the block of each token of a prompt, as of `find_blocks`; empty if it has none."""
+    if shape is None or not shape.has_blocks:
+        return []
+    if shape.prompt_blocks:
+        return [0] * len(prompt)
+    return [] if images is None else images.list_blocks(len(prompt))
 
 
 class PlacedFeatures(NamedTuple):
@@ -144,4 +165,9 @@ def compute_image_key(
     """A negative number by the SHA-256 of the pixels or frames, sizes, and the features at the places."""
     digest = hashlib.sha256(repr((tuple(grids), None if order is None else order.numbers_MK.tolist())).encode())
     digest.update(patches_NP.contiguous().numpy().data)
-    return -1 - int.from_bytes(digest.digest())
+    return to_key(digest.digest())
+
+
+def to_key(digest: bytes) -> int:
+    """A negative number, which is no token, of a digest."""
+    return -1 - int.from_bytes(digest)

@@ -3,19 +3,20 @@
 import torch
 
 from litgpt.errors import UserError
-from litgpt.infer.block_cache import CacheBlock
+from litgpt.infer.block_cache import CacheBlock, count_common_tokens
 from litgpt.infer.packed_step import Chunk
-from litgpt.infer.prompt_images import ImageFeatures
+from litgpt.infer.prompt_images import ImageFeatures, list_prompt_blocks, list_prompt_keys
 from litgpt.infer.requests import FinishReason, GeneratedToken, Request
 from litgpt.infer.sampling import SampledRow
 from litgpt.model.gpt import GPT
+from litgpt.model.tower_config import TowerShape
 
 
 class Sequence:
     """A request and what has been generated for it.
 
     Args:
-        has_blocks: whether the tokens of an image attend to each other.
+        shape: of the vision tower of the model; None without one.
 
     Attributes:
         tokens: the generated tokens.
@@ -23,19 +24,18 @@ class Sequence:
         finish_reason: `stop`, `length` or `cancelled`; None as long as it is not finished.
         error: why it was cancelled, if its constraint could not be followed.
         ids: the tokens of prompt and text.
-        keys: what identifies the keys and values of each of them; other numbers than `ids` at places of images only.
+        keys: what identifies the keys and values of each of them: the tokens, or as of `list_prompt_keys`.
     """
 
-    def __init__(self, request: Request, device: torch.device, *, has_blocks: bool = False) -> None:
+    def __init__(self, request: Request, device: torch.device, *, shape: TowerShape | None = None) -> None:
         self.request = request
         self.tokens: list[GeneratedToken] = []
         self.prompt_logprobs: list[GeneratedToken] = []
         self.finish_reason: FinishReason | None = None
         self.error: UserError | None = None
         self.ids = list(request.prompt)
-        self.keys = list(request.prompt) if request.images is None else request.images.list_keys(request.prompt)
-        images = request.images if has_blocks else None
-        self._blocks = [] if images is None else images.list_blocks(len(self.ids))
+        self.keys = list_prompt_keys(request.prompt, request.images, shape)
+        self._blocks = list_prompt_blocks(request.prompt, request.images, shape)
         self.block: CacheBlock | None = None
         self.was_preempted = False
         self._features = None if request.images is None else ImageFeatures(request.images.images)
@@ -54,22 +54,27 @@ class Sequence:
         self.keys.append(token.token)
         self.row.generated.append(token.token)
 
-    def divides_image(self, token: int) -> bool:
-        """Whether the text up to a token has a part of an image whose tokens attend to each other."""
+    def divides_block(self, token: int) -> bool:
+        """Whether the text up to a token has a part of an image or a prompt whose tokens attend to each other."""
         return 0 < token < len(self._blocks) and self._blocks[token] == self._blocks[token - 1] >= 0
 
+    def shares_blocks(self, other: CacheBlock) -> bool:
+        """Whether the common beginning with another text divides no block."""
+        # the last token is computed again, but its block was computed as a whole
+        return not self.divides_block(count_common_tokens(other.ids, self.keys))
+
     def limit_chunk(self, tokens: int, *, may_exceed: bool) -> int:
-        """The most of the next tokens, up to a number, that divide no image.
+        """The most of the next tokens, up to a number, that divide no block.
 
         Args:
-            may_exceed: return more, up to the end of the image, rather than none.
+            may_exceed: return more, up to the end of the block, rather than none.
         """
         start, stop = self.computed, self.computed + tokens
-        while self.divides_image(stop):
+        while stop > start and self.divides_block(stop):
             stop -= 1
         if stop == start and may_exceed:
             stop += tokens
-            while self.divides_image(stop):
+            while self.divides_block(stop):
                 stop += 1
         return stop - start
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.model.config import Config
-from litgpt.model.flex_attention import BlockMask, build_block_mask
+from litgpt.model.flex_attention import BlockMask, build_block_mask, join_masks
 from litgpt.model.rotary import build_angles
 from litgpt.model.routing import Routing
 
@@ -92,7 +92,7 @@ def build_attention_inputs(
     Args:
         positions: of whole rows, (T,) if all rows have the same, else (B, T), or (B, 3, T) by `rope_sections`.
         documents_BT: the document of each token; attention stays within a document.
-        blocks_BT: as of `find_image_blocks`; None for attention to earlier tokens only.
+        blocks_BT: as of `find_blocks`; None for attention to earlier tokens only.
         cached: number of tokens before these.
         queries: the indices in a row of the queries that attend, one segment each; None for all.
     """
@@ -161,7 +161,7 @@ def build_chunk_segment(
     chunk: range,
     blocks_BT: Tensor | None,
 ) -> Segment:
-    """The queries of a chunk of rows; the keys are those up to the last of them, or all if images have later ones."""
+    """The queries of a chunk of rows; the keys are those up to the last of them, or all if blocks have later ones."""
     keys = chunk.stop if blocks_BT is None else positions.shape[-1]
     masks = build_masks(config, kinds, positions, documents_BT, chunk, blocks_BT=blocks_BT, keys=keys)
     return Segment(len(chunk), masks, keys=keys)
@@ -215,24 +215,31 @@ def build_dense_mask(
     rows = slice(queries.start, queries.stop)
     indices = torch.arange(keys, device=positions.device)
     distances = indices[rows, None] - indices[None, :]
-    allowed = (distances >= 0)[None, None]
+    same_block = in_window = None
     if blocks_BT is not None:
         blocks = blocks_BT[:, None, :keys]
-        allowed = allowed | is_same_block(blocks[..., rows], blocks)
+        same_block = is_same_block(blocks[..., rows], blocks)
     if window is not None:
         ends = positions[..., :keys]
-        allowed = allowed & is_in_window(config, window, distances, ends[..., rows], ends).unsqueeze(-3)
+        in_window = is_in_window(config, window, distances, ends[..., rows], ends).unsqueeze(-3)
+    allowed = join_masks(config, (distances >= 0)[None, None], same_block, in_window)
     if documents_BT is not None:
         documents = documents_BT[:, None, :keys]
         allowed = allowed & (documents[..., rows, None] == documents[..., None, :])
     return allowed
 
 
-def find_image_blocks(config: Config, ids_BT: Tensor) -> Tensor | None:
-    """The number in its row of the image that a token is a place of, (B, T), -1 for text; images have text between.
+def find_blocks(config: Config, ids_BT: Tensor, prompts_BT: Tensor | None = None) -> Tensor | None:
+    """The number of the block of each token, (B, T), whose tokens attend to each other; -1 for those of no block.
 
-    None if no token is, or the tokens of an image attend to earlier ones only.
+    Blocks are the images of a row, which have text between, or the prompt of each document. None if no token is in
+    one.
+
+    Args:
+        prompts_BT: whether a token is of a prompt; None if none is.
     """
+    if config.has_prompt_blocks:
+        return None if prompts_BT is None else prompts_BT.int() - 1
     if config.vision is None or not config.vision["image_blocks"]:
         return None
     is_place = ids_BT == config.vision["image_token"]
@@ -243,7 +250,7 @@ def find_image_blocks(config: Config, ids_BT: Tensor) -> Tensor | None:
 
 
 def is_same_block(q_blocks: Tensor, k_blocks: Tensor) -> Tensor:
-    """Whether a query and a key are of one image, (..., T, U), from the numbers of images (..., T) and (..., U)."""
+    """Whether a query and a key are of one block, (..., T, U), from the numbers of blocks (..., T) and (..., U)."""
     return (q_blocks[..., :, None] == k_blocks[..., None, :]) & (q_blocks >= 0)[..., :, None]
 
 
@@ -275,8 +282,8 @@ def build_cached_masks(
         starts: number of tokens of each text before its queries; U is for the longest text, T is `tokens`.
         kept: the number of keys of `local` layers if a text is longer: key t is in place of key t - kept. None if they
             have all keys.
-        blocks_NT: the number of the image of each query, as of `find_image_blocks`, all of whose tokens are queries;
-            None for attention to earlier tokens only.
+        blocks_NT: the number of the block of each query, as of `find_blocks`, whose later tokens are queries too; None
+            for attention to earlier tokens only.
     """
     longest = max(starts) + tokens
     is_plain = (tokens == 1 or longest == tokens) and min(starts) == max(starts) and blocks_NT is None
@@ -290,17 +297,17 @@ def build_cached_masks(
             last = q_positions[:, -1:]
             k_positions = last - (last - k_positions[:kept]) % kept
         distances = q_positions[:, :, None] - k_positions[..., None, :]
-        allowed = distances >= 0
+        same_block = in_window = None
         if blocks_NT is not None:
             numbers_NU = k_positions - starts_N1  # among the queries
             is_query = (numbers_NU >= 0) & (numbers_NU < tokens)
-            k_blocks = torch.where(is_query, blocks_NT.gather(1, numbers_NU.clamp(0, tokens - 1)), -1)
-            allowed = allowed | is_same_block(blocks_NT, k_blocks)
-        allowed = allowed & (k_positions >= 0)[..., None, :]
+            earlier = torch.where(numbers_NU < 0, 0 if config.has_prompt_blocks else -1, -1)  # a prompt begins a text
+            k_blocks = torch.where(is_query, blocks_NT.gather(1, numbers_NU.clamp(0, tokens - 1)), earlier)
+            same_block = is_same_block(blocks_NT, k_blocks)
         if window is not None and longest > window:
-            masks[kind] = (allowed & is_in_window(config, window, distances, q_positions, k_positions))[:, None]
-        else:
-            masks[kind] = None if is_plain else allowed[:, None]
+            in_window = is_in_window(config, window, distances, q_positions, k_positions)
+        allowed = join_masks(config, distances >= 0, same_block, in_window) & (k_positions >= 0)[..., None, :]
+        masks[kind] = None if is_plain and in_window is None else allowed[:, None]
     return masks
 
 

@@ -26,6 +26,17 @@ def select_kernel(function: Callable[..., Any], device: torch.device) -> Callabl
     return function if device.type == "cpu" or torch.compiler.is_compiling() else compile_kernel(function)
 
 
+def join_masks(config: Config, is_earlier: Tensor, same_block: Tensor | None, in_window: Tensor | None) -> Tensor:
+    """Whether a query may attend to a key, given whether it is no later one, of the same block, and in the window.
+
+    None for no blocks, or no window. A window limits attention within an image, but not within a prompt.
+    """
+    if same_block is not None and not config.has_prompt_blocks:
+        is_earlier = is_earlier | same_block
+    allowed = is_earlier if in_window is None else is_earlier & in_window
+    return allowed | same_block if same_block is not None and config.has_prompt_blocks else allowed
+
+
 def build_block_mask(
     config: Config,
     positions: Tensor,
@@ -48,15 +59,16 @@ def build_block_mask(
 
     def is_allowed(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         index = query + queries.start
-        allowed = index >= key
+        same_block = in_window = None
         if blocks_BT is not None:
             block = blocks_BT[row, index]
-            allowed = allowed | ((block == blocks_BT[row, key]) & (block >= 0))
+            same_block = (block == blocks_BT[row, key]) & (block >= 0)
         if chunks is not None:
             chunk = chunks[row] if chunks.dim() > 1 else chunks
-            allowed = allowed & (chunk[index] == chunk[key])
+            in_window = chunk[index] == chunk[key]
         elif window is not None:
-            allowed = allowed & (index - key < window)
+            in_window = index - key < window
+        allowed = join_masks(config, index >= key, same_block, in_window)
         return allowed if documents_BT is None else allowed & (documents_BT[row, index] == documents_BT[row, key])
 
     create = select_kernel(create_block_mask, positions.device)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from litgpt.errors import UserError
 from litgpt.model.attention import Attention, KVCache, KVCacheLayer
-from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
+from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_blocks
 from litgpt.model.audio import AudioTower
 from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
@@ -133,7 +133,9 @@ class GPT(nn.Module):
         positions_BT: the position of each token; 0, 1, ... if None, after those of the cached tokens. (B, 3, T), of
             time, row and column, for a model with `rope_sections` and images.
         documents_BT: the document of each token; attention stays within a document. None for one document per row.
-        inputs: the attention inputs, instead of `positions_BT` and `documents_BT`.
+        prompts_BT: whether a token is of a prompt, whose tokens attend to each other in a model with `prompt_blocks`;
+            None for attention to earlier tokens only.
+        inputs: the attention inputs, instead of `positions_BT`, `documents_BT` and `prompts_BT`.
         head: called with hidden states (B, T, D), weight (V, D), bias (V,) or None, and the cap on logits or None, e.g.
             to compute a loss without all logits. None for `compute_logits`.
         cache: keys and values of the tokens before these; those of these are appended.
@@ -229,6 +231,7 @@ class GPT(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        prompts_BT: Tensor | None = None,
         inputs: AttentionInputs | None = None,
         head: Head | None = None,
         cache: KVCache | None = None,
@@ -239,7 +242,7 @@ class GPT(nn.Module):
     ) -> Any:
         """Compute logits, or what `head` returns; see the class for arguments."""
         if inputs is None:
-            inputs = self._build_inputs(ids_BT, positions_BT, documents_BT, cache)
+            inputs = self._build_inputs(ids_BT, positions_BT, documents_BT, prompts_BT, cache)
         layers = range(self.config.n_layer) if layers is None else layers
         hidden_BTD = hidden_BTD if media is None else self.embed_media(ids_BT, media, inputs.positions)
         x_BTD = self._embed(ids_BT, inputs.positions) if hidden_BTD is None else hidden_BTD
@@ -265,14 +268,20 @@ class GPT(nn.Module):
         return torch.cat([x_BTD, *added], -1) if added else x_BTD
 
     def _build_inputs(
-        self, ids_BT: Tensor, positions: Tensor | None, documents_BT: Tensor | None, cache: KVCache | None
+        self,
+        ids_BT: Tensor,
+        positions: Tensor | None,
+        documents_BT: Tensor | None,
+        prompts_BT: Tensor | None,
+        cache: KVCache | None,
     ) -> AttentionInputs:
         cached = 0 if cache is None else cache.length
-        if cached and (positions is not None or documents_BT is not None):
-            raise UserError("positions_BT, documents_BT: not supported with a cache that holds tokens; use None")
+        given = {"positions_BT": positions, "documents_BT": documents_BT, "prompts_BT": prompts_BT}
+        if cached and any(rows is not None for rows in given.values()):
+            raise UserError(f"{', '.join(given)}: not supported with a cache that holds tokens; use None")
         if positions is None:
             positions = torch.arange(cached, cached + ids_BT.shape[1], device=ids_BT.device)
-        blocks_BT = None if cached else find_image_blocks(self.config, ids_BT)
+        blocks_BT = None if cached else find_blocks(self.config, ids_BT, prompts_BT)
         return build_attention_inputs(self.config, positions, documents_BT, blocks_BT=blocks_BT, cached=cached)
 
     def embed_media(self, ids_BT: Tensor, media: Media, positions: Tensor | None = None) -> Tensor:

@@ -186,6 +186,18 @@ def write_whole(_shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[s
     return {}, {}
 
 
+def read_projection(_vision: Values, values: Values, _fields: Values, width: int) -> dict[str, Any]:
+    """A single matrix to the width of the decoder."""
+    if values.get("projection_dim") != width:
+        raise unsupported_key("projection_dim", values.get("projection_dim"), f"{width}, the width of the decoder")
+    return {"projector_hidden": None}
+
+
+def write_projection(_shape: TowerShape, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The width of the decoder."""
+    return {}, {"projection_dim": width, "hidden_size": width}
+
+
 def read_axial_rope(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
     """The base of the rotary embedding of rows and columns."""
     rope = vision.get("rope_parameters") or {}
@@ -256,6 +268,7 @@ TOWER_TRANSLATIONS = {
     "output": TowerTranslation(read_output, write_output),
     "output_dim": TowerTranslation(read_width, write_width),
     "whole": TowerTranslation(read_whole, write_whole),
+    "projection": TowerTranslation(read_projection, write_projection),
     "rope": TowerTranslation(read_axial_rope, write_axial_rope),
     "merger_hidden_size": build_merger("hidden_size"),
     "merger_out_hidden_size": build_merger("out_hidden_size"),

@@ -76,6 +76,7 @@ class TowerShape(BlockShape):
         deep_layers: layers after which another projector reads features, which the decoder adds after its first layers,
             one each (Meng et al. 2024, DeepStack).
         image_blocks: whether the tokens of an image attend to each other in the decoder, also to later ones.
+        prompt_blocks: the same for all tokens of a prompt, images and text (Beyer et al. 2024, PaliGemma, figure 2).
         image_token, video_token: ids of the tokens at whose places the decoder reads features.
         start_token, end_token: ids of the tokens around them, as published.
         mark: the token that a chat template writes for an image, and the text around the image token in place of it,
@@ -84,7 +85,8 @@ class TowerShape(BlockShape):
             the end of a row, `row_end`, and the `whole` image after them; `single` for an image that is not cut. None
             for places only.
         objects: how texts name objects in images: the `box` and the `name`, the `corner` of a box with what is
-            `between` two, in the `unit` `thousandth` of a side or `pixel` of the resized image; None for the usual.
+            `between` two, in the `unit` `thousandth` of a side, `bin` of 1024 of a side, or `pixel` of the resized
+            image; None for the usual.
         frame_runs: whether positions count each step of frames of a video as an image.
         frame_texts: the text of a video: of each `step` of frames, with its `{number}`, `{seconds}` and `{places}`, and
             what is `between` two; and the `mark` that a chat template writes for it. They have the tokens around media,
@@ -130,6 +132,7 @@ class TowerShape(BlockShape):
     frame_block: int = 1
     deep_layers: list[int] | None = None
     image_blocks: bool = False
+    prompt_blocks: bool = False
     image_token: int
     video_token: int | None = None
     start_token: int | None = None
@@ -182,6 +185,8 @@ class TowerShape(BlockShape):
         if self.image_blocks and self.positions != "learned":
             problem = f"true with positions: {self.positions}, for images of any size"
             raise field_error("vision.image_blocks", problem, "use positions: learned")
+        if self.image_blocks and self.prompt_blocks:
+            raise field_error("vision.image_blocks", "true with prompt_blocks: true, which has them", "use false")
         if self.projector_form == "gated" and self.projector_hidden is None:
             raise field_error("vision.projector_hidden", "None with projector_form: gated", "use e.g. 4096")
         if self.window is not None and self.window < self.merge * self.patch:
@@ -198,8 +203,18 @@ class TowerShape(BlockShape):
         return self.channels * self.temporal * self.patch**2
 
     @property
-    def block_tokens(self) -> int:
-        """The number of tokens of an image that attend to each other in the decoder; 0 if they do not."""
+    def has_blocks(self) -> bool:
+        """Whether some tokens attend to later ones in the decoder."""
+        return self.image_blocks or self.prompt_blocks
+
+    def count_block_tokens(self, context: int) -> int:
+        """The most tokens of a block that attend to each other in the decoder; 0 if none do.
+
+        Args:
+            context: the most tokens of a text.
+        """
+        if self.prompt_blocks:
+            return context
         return (self.side or 0) ** 2 // self.merge**2 if self.image_blocks else 0
 
     @property

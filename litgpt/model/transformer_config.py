@@ -326,6 +326,11 @@ class TransformerConfig:
         return self.vision is not None or self.audio is not None
 
     @property
+    def has_prompt_blocks(self) -> bool:
+        """Whether the tokens of a prompt attend to each other, also to later ones."""
+        return self.vision is not None and bool(self.vision["prompt_blocks"])
+
+    @property
     def n_blocks(self) -> int:
         """Number of blocks: the layers, and the prediction layers after them."""
         return self.n_layer + self.n_prediction_layers

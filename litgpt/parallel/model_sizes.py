@@ -4,6 +4,7 @@ from math import gcd
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+from litgpt.model.tower_config import TowerShape
 from litgpt.model.weight_counts import count_tower_layers
 from litgpt.parallel.schedules import split_layers
 from litgpt.recipe.parallel import ParallelArgs, ParallelDims
@@ -23,11 +24,11 @@ def check_model_sizes(settings: ParallelArgs, dims: ParallelDims, config: Config
         check_expert_sizes(config, dims.expert, dims.expert_tensor)
     if dims.context > 1 and settings.context_method == "ulysses":
         check_context_heads(config.n_head // dims.tensor, dims.context)
-    has_blocks = config.vision is not None and config.vision["image_blocks"]
+    has_blocks = config.vision is not None and TowerShape.from_values(config.vision).has_blocks
     if dims.context > 1 and settings.context_method == "ring" and has_blocks:
         raise UserError(
-            "parallel.context_method: ring is not supported for a model whose tokens of an image attend to later ones; "
-            "set all-gather"
+            "parallel.context_method: ring is not supported for a model whose tokens of an image or a prompt attend to "
+            "later ones; set all-gather"
         )
 
 

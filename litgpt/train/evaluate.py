@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.data.stream.batch import Batch
+from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.model.code_tokens import GridConstraint
 from litgpt.model.generation import generate_tokens
@@ -167,7 +167,8 @@ def sample_continuation(
     def next_token(ids: list[int]) -> int:
         cache = kv_cache if len(ids) <= window else None
         cached = cache.length if cache else 0
-        batch = build_continued_batch(ids[-window:], cached, prompt_batch)
+        prompt_tokens = len(prompt) - max(len(ids) - window, 0)
+        batch = build_continued_batch(ids[-window:], cached, prompt_batch, prompt_tokens=prompt_tokens)
         local = train_state.local_batch(train_state.to_device(batch), cached=cached)
         head = partial(gather_last_logits, tokens=batch.ids.shape[1], sharding=train_state.local_tokens)
         logits = evaluate(train_state, local, partial(run_model, head=head, cache=cache), cache)
@@ -193,23 +194,27 @@ def sample_continuation(
     return tokens
 
 
-def build_continued_batch(ids: Sequence[int], cached: int, prompt: Batch | None) -> Batch:
+def build_continued_batch(ids: Sequence[int], cached: int, prompt: Batch | None, *, prompt_tokens: int) -> Batch:
     """The tokens of a text that are not in the cache, (1, T), with the images of its prompt if nothing is.
 
     Args:
         cached: number of tokens in the cache, none of a prompt or all of it.
         prompt: the beginning of the text, with its images; None without any.
+        prompt_tokens: the number of tokens of the prompt; those after them are labels.
     """
     ids_1T = torch.tensor([list(ids)[cached:]])
+    labels_1T = ids_1T.roll(-1, 1)
+    labels_1T[:, : max(prompt_tokens - 1 - cached, 0)] = IGNORE
+    labels_1T[:, -1] = IGNORE
     if prompt is None:
-        return Batch(ids_1T, ids_1T)
+        return Batch(ids_1T, labels_1T)
     positions = prompt.positions
     if positions is not None and positions.dim() == 3:  # text goes on after the highest one
         later = positions.max() + 1 + torch.arange(len(ids) - positions.shape[-1])
         positions = torch.cat([positions, later.expand(1, 3, -1)], -1)[..., cached:]
     else:
         positions = None
-    return Batch(ids_1T, ids_1T, positions=positions, media=None if cached else prompt.media)
+    return Batch(ids_1T, labels_1T, positions=positions, media=None if cached else prompt.media)
 
 
 def gather_last_logits(

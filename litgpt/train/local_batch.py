@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.data.stream.batch import IGNORE, Batch
-from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_image_blocks
+from litgpt.model.attention_inputs import AttentionInputs, build_attention_inputs, find_blocks
 from litgpt.model.config import Config
 from litgpt.model.media import Media, find_sources
 from litgpt.parallel.token_sharding import LocalTokens, VocabularyShard
@@ -73,11 +74,23 @@ def build_local_batch(batch: Batch, config: Config, tokens: LocalTokens | None, 
     rows = take_rows({name: getattr(batch, name) for name in ROW_PADDING}, tokens)
     later = None if batch.later_tokens is None else take_rows(batch.later_tokens, tokens)
     values = None if batch.token_values is None else take_rows(batch.token_values, tokens)
-    blocks = None if cached else find_image_blocks(config, batch.ids)
+    prompts = find_prompts(batch) if config.has_prompt_blocks else None
+    blocks = None if cached else find_blocks(config, batch.ids, prompts)
     inputs = build_inputs(config, positions, batch.documents, blocks_BT=blocks, cached=cached)
     others: dict[str, Any] = {"answer_values": batch.answer_values, "token_values": values, "later_tokens": later}
     others["media"] = batch.media if tokens is None else take_places(batch, config, tokens)
     return LocalBatch(**rows, inputs=inputs, tokens=tokens, **others)
+
+
+def find_prompts(batch: Batch) -> Tensor:
+    """Whether a token of a micro-batch is before the first target of its document, (B, T), and so of a prompt."""
+    is_target = (batch.labels != IGNORE).long()
+    before = is_target.cumsum(1) - is_target  # the label of a token is the next one
+    if batch.documents is None:
+        return before == 0
+    begins = F.pad(batch.documents[:, 1:] != batch.documents[:, :-1], (1, 0), value=True)
+    before_document = torch.where(begins, before, 0).cummax(1).values
+    return before == before_document
 
 
 def take_places(batch: Batch, config: Config, tokens: LocalTokens) -> Media | None:

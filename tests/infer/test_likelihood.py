@@ -15,19 +15,23 @@ from litgpt.infer.perplexity import compute_perplexity, iter_windows
 from litgpt.model.gpt import GPT
 from tests.model.test_attention import small
 
+TOWER = {"width": 8, "layers": 1, "heads": 2, "mlp_size": 8, "blocks_run": 1, "patch": 4, "image_token": 63}
+
 
 @torch.inference_mode()
 def score_plainly(model: GPT, item: Continuation) -> tuple[float, bool]:
     """The likelihood from the logits of the whole text."""
     ids = (item.context + item.tokens)[-(model.config.block_size + 1) :]
-    logits = model(torch.tensor([ids[:-1]]))[0, -len(item.tokens) :]
+    prompts = torch.arange(len(ids) - 1)[None] < len(ids) - len(item.tokens)
+    logits = model(torch.tensor([ids[:-1]]), prompts_BT=prompts)[0, -len(item.tokens) :]
     target = torch.tensor(item.tokens)
     logprobs = logits.log_softmax(-1).gather(1, target[:, None])
     return float(logprobs.double().sum()), bool((logits.argmax(-1) == target).all())
 
 
-def test_likelihoods_are_those_of_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rng = small(), random.Random(1)
+@pytest.mark.parametrize("vision", [None, {**TOWER, "prompt_blocks": True}], ids=["causal", "prompt blocks"])
+def test_likelihoods_are_those_of_a_forward_pass(vision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rng = small(vision=vision), random.Random(1)
     shots = tuple(rng.choices(range(60), k=20))  # common to most contexts
     contexts = [shots + tuple(rng.choices(range(60), k=k)) for k in (1, 3, 3, 25)] + [(4,), (4, 5), shots]
     contexts.append(tuple(rng.choices(range(60), k=80)))  # too long
@@ -35,7 +39,7 @@ def test_likelihoods_are_those_of_a_forward_pass(monkeypatch: pytest.MonkeyPatch
     items = [Continuation(context, end) for context in contexts for end in ends]
     items.append(Continuation((4,), (5, 6)))  # the same text as (4, 5) with (6,)
     with torch.inference_mode():
-        best = model(torch.tensor([[4, 5]]))[0, -1].argmax().item()
+        best = model(torch.tensor([[4, 5]]), prompts_BT=torch.ones(1, 2).bool())[0, -1].argmax().item()
     items.append(Continuation((4, 5), (int(best),)))
     expected = [score_plainly(model, item) for item in items]
     assert expected[-1][1]  # greedy

@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from litgpt.api import LLM
@@ -185,6 +187,29 @@ def test_a_prefix_is_shared_with_the_same_image_only(
     processed.clear()
     engine.run([other])
     assert len(runs) == 2 and processed[0] == len(other.prompt) - len(PREFIX)
+
+
+def test_tokens_that_attend_to_the_whole_prompt_are_shared_with_the_same_prompt_only(
+    tmp_path: Path, processed: list[int]
+) -> None:
+    case = Case(ROWS["paligemma-gemma-siglip"], tmp_path)
+    engine = Engine(case.model, prefill_chunk=5)
+    first, other, text = (case.build_request(TEXTS[number]) for number in (0, 1, 4))
+    for request, tokens in ((first, len(first.prompt)), (first, 1), (other, len(other.prompt)), (text, 23), (text, 1)):
+        processed.clear()
+        engine.run([request])
+        assert processed[0] == tokens  # in one chunk
+    with pytest.raises(UserError, match=r"^prompt_logprobs: 0 is not supported with a model whose tokens of a prompt"):
+        engine.submit(replace(text, prompt_logprobs=0))
+    assert not engine.has_work
+
+
+def test_targets_of_a_user_end_the_prompt(folder: Path) -> None:
+    llm, ids = LLM.load(folder / "paligemma", distribute=None), torch.tensor([[5, 6, 7, 8, 9]])
+    targets = torch.tensor([[-100, -100, -100, 8, 9]])
+    logits, _ = llm(ids, targets)
+    assert torch.equal(logits, llm.model(ids, prompts_BT=targets == -100))
+    assert not torch.allclose(logits, llm(ids))
 
 
 def test_exact_answers_to_questions_on_images(llm: LLM, folder: Path, tmp_path: Path) -> None:

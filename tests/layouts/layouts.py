@@ -133,6 +133,8 @@ SHAPES["sections"] = replace(
 )
 BLOCKS = {**TOWER, "positions": "learned", "class_token": False, "merge": 1, "side": 2, "image_blocks": True}
 SHAPES["image blocks"] = replace(SHAPES["gemma"], vision=TowerShape.from_values(BLOCKS).to_dict())
+PROMPTS = {**BLOCKS, "image_blocks": False, "prompt_blocks": True}
+SHAPES["prompt blocks"] = replace(SHAPES["gemma"], vision=TowerShape.from_values(PROMPTS).to_dict())
 SOUNDS = {"width": 16, "layers": 2, "heads": 2, "mlp_size": 24, "mels": 6, "places": 20, "audio_token": IMAGE}
 SHAPES["audio"] = replace(SHAPES["tied"], n_layer=2, audio=AudioShape.from_values(SOUNDS).to_dict())
 SHAPES["deep predictions"] = replace(SHAPES["predictions"], n_layer=4)
@@ -247,12 +249,13 @@ def place_images(
         positions = torch.arange(LENGTH).expand_as(ids) if batch.positions is None else batch.positions
         sections = positions[:, None].repeat(1, 3, 1)
         for row in sorted(set(range(start, start + len(ids))) & set(images)):
-            places = shape.block_tokens or 1 + row % 3
-            size = (4, 4) if shape.positions == "learned" else (4, 4 * places)
+            is_square = shape.positions == "learned"
+            places = (shape.side or 0) ** 2 if is_square else 1 + row % 3
+            size = (4, 4) if is_square else (4, 4 * places)
             pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(row))
             items.append(cut_patches(pixels, shape))
             first, end = IMAGE_START, IMAGE_START + places
-            ids[row - start, first:end], labels[row - start, first - 1 : end - 1] = IMAGE, IGNORE
+            ids[row - start, first:end], labels[row - start, : end - 1] = IMAGE, IGNORE
             sections[row - start, :2, first:end] = sections[row - start, :2, first : first + 1]
         has_sections = bool(items and config.rope_sections)
         changed = replace(batch, ids=ids, labels=labels, positions=sections if has_sections else batch.positions)

@@ -40,6 +40,8 @@ SLOW = [
     Case("image blocks", 2, {"context": 2}, images=IMAGES),
     Case("image blocks", 2, {"context": 2, "context_method": "ulysses"}, packed=True, images=IMAGES, micro=1),
     Case("image blocks", 4, {"tensor": 2, "pipeline": 2}, images=IMAGES),
+    Case("prompt blocks", 2, {"context": 2}, packed=True, images=IMAGES),
+    Case("prompt blocks", 2, {"pipeline": 2}, images=IMAGES),
     Case("sections", 8, {"pipeline": 2, "context": 2, "tensor": 2}, images=IMAGES),
     Case("vision", 2, {"data_shard": 2}),
     Case("vision", 2, {"data_replicate": 2}, images=IMAGES, tuner="lora on parts"),
@@ -55,6 +57,7 @@ def test_layout_trains_as_one_process(case: Case) -> None:
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "image blocks": ({"context": 2, "context_method": "ring"}, "attend to later ones; set all-gather"),
+    "prompt blocks": ({"context": 2, "context_method": "ring"}, "attend to later ones; set all-gather"),
     "deep": (
         {"pipeline": 2, "pipeline_layers": [1, 3]},
         "the first stage has 1 layers, but features of images are added after the first 2; give it 2 or more",

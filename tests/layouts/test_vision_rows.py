@@ -64,9 +64,10 @@ def compute_all(folder: Path) -> list[Result]:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "qwen2_vl",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llava", "gemma3", "qwen3_vl", "llava_next")),
+    ["qwen2_vl"]
+    + [
+        pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ("llava", "gemma3", "paligemma", "qwen3_vl", "llava_next")
     ],
 )
 def test_rows_train_as_in_one_process(kind: str, tmp_path: Path) -> None:

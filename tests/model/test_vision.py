@@ -107,6 +107,10 @@ def test_model_without_tower() -> None:
         ({"deep_layers": [1]}, r"vision\.deep_layers: \[1\] are not"),
         ({"layers": 2, "blocks_run": 2, "deep_layers": [0, 1]}, r"more than the 1 layers that add"),
         ({"image_blocks": True, "positions": "bucket"}, r"vision\.image_blocks: true with positions: bucket"),
+        (
+            {"image_blocks": True, "prompt_blocks": True, "positions": "learned", "side": 4},
+            r"vision\.image_blocks: true with prompt_blocks: true",
+        ),
     ],
 )
 def test_shapes_that_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -105,11 +105,18 @@ def idefics(kind: str) -> Row:
 
 def gemma() -> Row:
     """A Gemma 3 model, in which an image has more tokens than a window."""
-    text = {**TEXT, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+    text = {**TEXT, "head_dim": 8, **ALTERNATING}
     vision = {**TOWER, "model_type": "siglip_vision_model", "image_size": 24}
     outside = {"image_token_index": IMAGE, "boi_token_index": 92, "eoi_token_index": 93, "mm_tokens_per_image": 9}
     outside["tie_word_embeddings"] = False  # as in the test of generation, where the scale would repeat the last token
     return Row("Gemma3", text, vision, outside, [(24, 24)] * 3)
+
+
+def paligemma(text: dict[str, Any], **vision: Any) -> Row:
+    """A PaliGemma model of a decoder."""
+    vision = {**TOWER, "model_type": "siglip_vision_model", "image_size": 16, **vision}
+    outside = {"image_token_index": IMAGE, "projection_dim": 32, "tie_word_embeddings": False}
+    return Row("PaliGemma", {**TEXT, "head_dim": 8, **text}, vision, outside, [(16, 16)] * 3)
 
 
 def internvl(text: dict[str, Any], layer: int = -1, **vision: Any) -> Row:
@@ -149,6 +156,7 @@ GLM_EXPERTS = {
     "routed_scaling_factor": 2.0,
 }
 WINDOWS = {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "window_size": 16}
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
 ROWS = {
     "llava-llama-clip": llava({"model_type": "llama"}, "clip_vision_model", "default"),
     "llava-llama-dinov2": llava({"model_type": "llama"}, "dinov2", "default", -1),
@@ -166,6 +174,8 @@ ROWS = {
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
     "gemma3": gemma(),
+    "paligemma-gemma-siglip": paligemma({"model_type": "gemma"}, vision_use_head=False),
+    "paligemma-gemma2-siglip": paligemma({"model_type": "gemma2", "query_pre_attn_scalar": 8, **ALTERNATING}),
     "internvl-qwen2-internvl": internvl({"model_type": "qwen2"}, attention_bias=True),
     "internvl-qwen3-internvl": internvl(
         {"model_type": "qwen3", "head_dim": 8}, -2, norm_type="rms_norm", use_qk_norm=True, use_mask_token=True
@@ -236,6 +246,7 @@ class Example(NamedTuple):
     ids_BT: Tensor
     media: Media
     positions: Tensor | None
+    prompts_BT: Tensor
     theirs: dict[str, Any]
 
 
@@ -256,12 +267,14 @@ def build_example(row: Row, shape: TowerShape) -> Example:
     media = join_images([*cut, *film])
     theirs = build_hf_images(row, cut) | build_hf_videos(row, film)
     positions = None
+    prompts = torch.arange(length) < torch.tensor([[len(first) - 1], [len(second)]])
     if row.kind.startswith(PATCHED):
         by_row = [media.grids[:2], media.grids[2:]]
         positions = torch.stack([build_media_positions(shape, *pair) for pair in zip(texts, by_row, strict=True)])
         theirs |= {"position_ids": positions.transpose(0, 1)}
-    theirs |= {"token_type_ids": (ids == IMAGE).int()} if row.kind == "Gemma3" else {}
-    return Example(ids, media, positions, theirs)
+    types = {"Gemma3": ids == IMAGE, "PaliGemma": ~prompts}
+    theirs |= {"token_type_ids": types[row.kind].int()} if row.kind in types else {}
+    return Example(ids, media, positions, prompts, theirs)
 
 
 def build_hf_images(row: Row, cut: list[CutImage], numbers: Sequence[int] = range(3)) -> dict[str, Any]:
@@ -306,7 +319,8 @@ def pad_images(images: list[Tensor]) -> Tensor:
 
 def compute_logits(model: GPT, example: Example) -> Tensor:
     """Our logits (B, T, V)."""
-    return model(example.ids_BT, media=example.media, positions_BT=example.positions)
+    prompts = example.prompts_BT
+    return model(example.ids_BT, media=example.media, positions_BT=example.positions, prompts_BT=prompts)
 
 
 def compute_hf_logits(model: Any, example: Example) -> Tensor:
@@ -316,7 +330,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
 
 FAST = ("llava_next-mistral-siglip", "llava_onevision", "llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl")
 FAST += ("qwen3_vl_moe", "glm4v", "idefics3", "gemma3")
-FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral")
+FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral", "paligemma-gemma2-siglip")
 
 
 @pytest.mark.parametrize(
@@ -444,6 +458,12 @@ def test_embeddings_that_the_decoder_ties(name: str, tmp_path: Path) -> None:
         ("qwen3_vl", {"vision_config": {"num_position_embeddings": 24}}, "vision_config.num_position_embeddings: 24"),
         ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
         ("llava_onevision", {"vision_aspect_ratio": "pad"}, "vision_aspect_ratio: 'pad'"),
+        ("paligemma-gemma-siglip", {"projection_dim": 48}, "projection_dim: 48"),
+        (
+            "paligemma-gemma-siglip",
+            {"text_config": {"use_bidirectional_attention": False}},
+            "use_bidirectional_attention: False",
+        ),
         ("llava-llama-dinov2", {"vision_config": {"use_swiglu_ffn": True}}, "vision_config.use_swiglu_ffn: True"),
         ("qwen2_5_vl", {"vision_config": {"rope_parameters": "x"}}, "vision_config.rope_parameters"),
         ("qwen2_5_vl", {"vision_config": {"spatial_merge_size": "x"}}, "vision_config.spatial_merge_size"),

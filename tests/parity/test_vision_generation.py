@@ -100,6 +100,8 @@ class Case:
             inputs = build_hf_images(self.row, cut, [self.numbers[number] for number in numbers])
             inputs |= {"mm_token_type_ids": is_image} if self.row.kind.startswith(PATCHED) else {}
             inputs |= {"token_type_ids": is_image} if self.row.kind == "Gemma3" else {}
+        if self.row.kind == "PaliGemma":
+            inputs["token_type_ids"] = torch.zeros(1, len(ids), dtype=torch.int)
         prompt = torch.tensor([ids])
         mask = torch.ones_like(prompt)
         output = self.reference.generate(
@@ -160,10 +162,12 @@ def count_tower_runs(model: GPT, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def check_logprobs(case: Case) -> None:
-    """Log-probabilities of prompt and text are those of the forward pass of training."""
+    """Log-probabilities of prompt and text are those of the forward pass of training; of the text alone, if the tokens
+    of a prompt attend to later ones."""
     model = case.model.double()
     for text in TEXTS[:4]:
-        request = case.build_request(text, logprobs=0, prompt_logprobs=0)
+        prompt_logprobs = None if model.config.has_prompt_blocks else 0
+        request = case.build_request(text, logprobs=0, prompt_logprobs=prompt_logprobs)
         (sequence,) = Engine(model, prefill_chunk=7).run([request])
         _, numbers = case.write(text)
         whole = torch.tensor([sequence.ids])
@@ -171,9 +175,11 @@ def check_logprobs(case: Case) -> None:
         positions = None
         if model.config.rope_sections:
             positions = build_media_positions(case.shape, sequence.ids, media.grids)[None]
+        prompts = torch.arange(len(sequence.ids))[None] < len(request.prompt)
         with torch.no_grad():
             media = replace(media, patches_NP=media.patches_NP.double())
-            logits = model(whole, media=media, positions_BT=positions)
+            logits = model(whole, media=media, positions_BT=positions, prompts_BT=prompts)
         expected = logits.log_softmax(-1)[0, :-1].gather(-1, whole[0, 1:, None])[:, 0]
         actual = [token.logprob for token in (*sequence.prompt_logprobs, *sequence.tokens)]
+        expected = expected[-len(sequence.tokens) :] if prompt_logprobs is None else expected
         torch.testing.assert_close(torch.tensor(actual, dtype=torch.float64), expected, atol=1e-10, rtol=0)

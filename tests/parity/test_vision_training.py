@@ -10,10 +10,10 @@ import transformers
 from transformers.models.smolvlm import processing_smolvlm
 
 from litgpt.data import Conversations
-from litgpt.data.read.conversation import to_conversation
+from litgpt.data.read.conversation import Conversation, to_conversation
 from litgpt.data.read.media import MARK
 from litgpt.data.stream.batch import IGNORE
-from litgpt.data.tokenizer import Tokenizer
+from litgpt.data.tokenizer import BOS, EOS, Tokenizer
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.parallel.precision import PRECISIONS
@@ -33,7 +33,7 @@ def build_processor(folder: Path, kind: str) -> Any:
     """The processor of transformers, of the parts in a folder."""
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     settings = {key: value for key, value in KINDS[kind]["processor"].items() if key != "image_processor_type"}
-    template = (folder / "chat_template.jinja").read_text()
+    template = KINDS[kind]["template"]
     if kind == "smolvlm":
         video = transformers.SmolVLMVideoProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
         images = transformers.SmolVLMImageProcessor(**settings)
@@ -57,6 +57,11 @@ def build_processor(folder: Path, kind: str) -> Any:
     if kind == "mistral3":
         images, sizes = transformers.PixtralImageProcessor(**settings), {"patch_size": 4, "spatial_merge_size": 2}
         return transformers.PixtralProcessor(images, tokenizer, chat_template=template, image_token="<image>", **sizes)
+    if kind == "paligemma":
+        images = transformers.SiglipImageProcessor(**settings, image_seq_length=16)
+        file = str(folder / "tokenizer.json")
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, bos_token=BOS, eos_token=EOS)
+        return transformers.PaliGemmaProcessor(images, tokenizer)
     names = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "context_image_token": "<image>"}
     names |= {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
     file = str(folder / "tokenizer.json")
@@ -88,8 +93,22 @@ def process(processor: Any, row: Any, folder: Path) -> Any:
         images += [Image.open(folder / str(medium.path)) for medium in message.media]
     if isinstance(processor, transformers.LlavaOnevisionProcessor) and images:
         images = [images]  # all of one sample, on which their sizes depend
+    if isinstance(processor, transformers.PaliGemmaProcessor):
+        return process_suffix(processor, to_conversation(row), images)
     text = processor.apply_chat_template(messages)
     return processor(text=[text], images=images or None, return_tensors="pt", add_special_tokens=False)
+
+
+def process_suffix(processor: Any, conversation: Conversation, images: list[Any]) -> Any:
+    """The inputs for a question and its answer, for which the processor has no template."""
+    question, answer = (message.content.replace(MARK, "<image>") for message in conversation.messages)
+    settings = {"return_tensors": "pt", "add_special_tokens": False}
+    if images:
+        inputs = processor(images=[images], text=[question], suffix=[answer], **settings)
+        del inputs["labels"]
+        return inputs
+    tokenizer = processor.tokenizer  # the processor takes no text without images
+    return tokenizer(f"{BOS}{question}\n", f"{answer}{EOS}", return_token_type_ids=True, **settings)
 
 
 FAST = ("qwen2_vl",)

@@ -40,7 +40,7 @@ def ask(folder: Path, kind: str, which: Any = "first", rows: str = "rows.jsonl")
     return list_image_questions(stream.samples, which, 0)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_vl", "gemma3", "paligemma"])
 def test_answers_equal_those_of_whole_forward_passes(kind: str, tmp_path: Path) -> None:
     write_vision_model(tmp_path / kind, kind)
     write_color_rows(tmp_path)
@@ -55,8 +55,9 @@ def test_answers_equal_those_of_whole_forward_passes(kind: str, tmp_path: Path) 
         for _ in range(6):
             positions = build_media_positions(model.vision.shape, ids, batch.media.grids)[None]
             sections = positions if model.config.rope_sections else None
+            prompts = torch.arange(len(ids))[None] < len(question.ids)
             with torch.no_grad():
-                logits = model(torch.tensor([ids]), positions_BT=sections, media=batch.media)
+                logits = model(torch.tensor([ids]), positions_BT=sections, prompts_BT=prompts, media=batch.media)
             ids.append(int(logits[0, -1].argmax()))
         settings: Any = {"max_new_tokens": 6, "window": 200, "seed": 0, "top_k": 1, "prompt_batch": batch}
         assert question.ids + sample_continuation(state, question.ids, **settings) == ids

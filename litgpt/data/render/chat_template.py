@@ -7,8 +7,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from litgpt.data.read.media import KINDS_OF_MARKS, MARKS
 from litgpt.data.tokenizer import Tokenizer
@@ -214,6 +217,8 @@ def build_environment(date: datetime | None = None) -> Any:
 def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | None:
     """Read the chat template in a model's folder, from its own file or tokenizer_config.json; None without one.
 
+    An architecture that is published without one may have its own in `chat_templates.yaml`.
+
     Args:
         date: the current date for the template; None for today.
 
@@ -236,7 +241,17 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
         if not isinstance(source, str) or not isinstance(with_tools, str | None):
             raise UserError(f"{path}: chat_template is {type(template).__name__} without a default template")
         return ChatTemplate(source, path, with_tools=with_tools, date=date)
-    return None
+    path = folder / "config.json"
+    source = load_family_templates().get(str(read_json_object(path).get("model_type")))
+    return None if source is None else ChatTemplate(source, path, date=date)
+
+
+@cache
+def load_family_templates() -> dict[str, str]:
+    """Load the templates of architectures that are published without one, by model type."""
+    path = Path(__file__).with_name("chat_templates.yaml")
+    templates: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return templates
 
 
 def find_turn_ends(

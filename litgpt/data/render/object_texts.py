@@ -52,8 +52,9 @@ def list_boxes(objects: Objects, form: Mapping[str, Any], measure: Callable[[int
         fractions = [number / sides[index % 2] for index, number in enumerate(box)]
         if max(fractions) > 1:
             raise BadRow("box outside of its image", f"{list(box)} in {width} x {height} pixels")
-        scales = {"thousandth": (1000, 1000), "pixel": (new_width, new_height)}[form["unit"]]
-        numbers = [round(fraction * scales[index % 2]) for index, fraction in enumerate(fractions)]
+        scales = {"thousandth": (1000, 1000), "bin": (1024, 1024), "pixel": (new_width, new_height)}[form["unit"]]
+        most = 1023 if form["unit"] == "bin" else max(scales)
+        numbers = [min(round(fraction * scales[index % 2]), most) for index, fraction in enumerate(fractions)]
         corners = [form["corner"].format(x=x, y=y) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]
         texts.append(form["box"].format(corners=form["between"].join(corners)))
     return texts

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from litgpt.data.read.media import MARK
 from litgpt.data.render.chat_template import read_template
 from litgpt.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from litgpt.errors import UserError
@@ -89,6 +90,26 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
     train_tokenizer([], "bytes", 258, tmp_path / "t")
     assert read_template(tmp_path / "t") is None
     assert Tokenizer(tmp_path / "t").special_tokens() == {"bos_token": BOS, "eos_token": EOS}
+
+
+def test_an_architecture_that_is_published_without_one(tmp_path: Path) -> None:
+    train_tokenizer([], "bytes", 258, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
+
+    def write(*messages: tuple[str, str]) -> str:
+        template, chat = read_template(tmp_path), [{"role": role, "content": content} for role, content in messages]
+        assert template is not None
+        return template.render(chat, Tokenizer(tmp_path).special_tokens())
+
+    asked, answer = ("user", f"{MARK}caption\nen"), ("assistant", "a cat ")
+    assert write(asked) == f"<image>{BOS}caption\nen\n"
+    assert write(asked, answer, ("user", "Why?")) == f"<image>{BOS}caption\nen\na cat {EOS}Why?\n"
+    assert write(("user", f"{MARK} or {MARK}, which?")) == f"<image> or <image>{BOS}, which?\n"
+    assert write(("user", "Hello")) == f"{BOS}Hello\n"
+    with pytest.raises(UserError, match="PaliGemma has only user and assistant messages"):
+        write(("system", "Be brief."), asked)
+    (tmp_path / "chat_template.jinja").write_text("its own")
+    assert write(asked) == "its own"
 
 
 @pytest.mark.parametrize(
