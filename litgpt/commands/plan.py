@@ -29,12 +29,12 @@ def run(planned: RunToPlan) -> None:
         check_writable(settings.page_file, "page_file", is_file=True)
     if settings.search:
         return search(planned)
-    spec = build_spec(planned.command, planned.recipe, settings.row_images)
+    spec = build_spec(planned.command, planned.recipe, settings.row_media)
     if settings.check_step:
         return print_findings(check_run_steps(planned.recipe, spec))
     skew, rank = settings.routing_skew, settings.rank
     plan = plan_run(planned.recipe, spec, settings.figures, routing_skew=skew, rank=rank)
-    savings = list_savings(planned.command, planned.recipe, plan, spec.row_images) if settings.savings else None
+    savings = list_savings(planned.command, planned.recipe, plan, spec.row_media) if settings.savings else None
     if settings.page_file is not None:
         write_plan_page(settings.page_file, planned.recipe, spec.config.name, plan, settings)
     if settings.json:
@@ -81,7 +81,7 @@ def search(planned: RunToPlan) -> None:
         check_writable(settings.layout_file, "layout_file", is_file=True)
     assert gpu is not None
     gpus = settings.gpus or count_processes(recipe.devices, recipe.num_nodes)
-    spec = build_spec(planned.command, recipe, settings.row_images)
+    spec = build_spec(planned.command, recipe, settings.row_media)
     result = search_layouts(recipe, spec, gpu, gpus)
     if settings.json:
         print(json.dumps(describe_search(result), indent=1))

@@ -8,29 +8,29 @@ from unittest.mock import patch
 import torch
 
 from litgpt.data.stream.batch import Batch
-from litgpt.plan.planned_images import PlannedImages
+from litgpt.plan.planned_media import PlannedMedia
 from litgpt.recipe.training import Training
 from litgpt.train import kto
 from litgpt.train.run_spec import RunSpec
 
 
 def build_batches(
-    recipe: Training, spec: RunSpec, length: int, micro_batches: int, images: PlannedImages | None = None
+    recipe: Training, spec: RunSpec, length: int, micro_batches: int, media: PlannedMedia | None = None
 ) -> list[Batch]:
     """Build the micro-batches of a step.
 
     Args:
         length: tokens per row, each a target; one document per row, or one answer of a pair.
         micro_batches: their number, as of `alike_ranks.AlikeRanks`.
-        images: of each row.
+        media: of each row.
     """
     per_sample = 1 if spec.preference is None else 2
     rows = recipe.train.micro_batch_size * per_sample
     ids = torch.zeros(rows, length, dtype=torch.long)
     batch = Batch(ids, ids.clone())
-    if images is not None:
+    if media is not None:
         sections = torch.zeros(rows, 3, length, dtype=torch.long) if spec.config.rope_sections else None
-        batch = replace(batch, media=images.build_media(rows // per_sample, per_sample), positions=sections)
+        batch = replace(batch, media=media.build_media(rows // per_sample, per_sample), positions=sections)
     if spec.preference is not None:
         names = ["margin", "desirable", "reference"] if spec.scores_ahead else ["margin", "desirable"]
         answers = torch.zeros(rows, length, dtype=torch.int32)

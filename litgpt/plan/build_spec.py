@@ -8,26 +8,26 @@ from typing import cast
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.recipe.finetune import Finetune
-from litgpt.recipe.plan import USUAL_IMAGES, RowImages
+from litgpt.recipe.plan import USUAL_MEDIA, RowMedia
 from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.training import Training
 from litgpt.store import hub
 from litgpt.train.run_spec import RunSpec, add_preference, build_finetune_spec, build_pretrain_spec
 
 
-def build_spec(command: str, recipe: Training, row_images: RowImages = USUAL_IMAGES) -> RunSpec:
+def build_spec(command: str, recipe: Training, row_media: RowMedia = USUAL_MEDIA) -> RunSpec:
     """Build the spec of a run without its weights.
 
     Args:
         command: that would start the run.
-        row_images: the images of each row.
+        row_media: the media of each row.
 
     Raises:
         UserError: if the shape of the model is not known.
     """
     if command == "pretrain":
         spec = build_pretrain_spec(replace(cast(Pretrain, recipe), initial_checkpoint_dir=None))
-        return replace(spec, row_images=row_images)
+        return replace(spec, row_media=row_media)
     finetune = cast(Finetune, recipe)
     if finetune.initial_adapter is not None:
         raise UserError(
@@ -44,7 +44,7 @@ def build_spec(command: str, recipe: Training, row_images: RowImages = USUAL_IMA
         spec = add_preference(
             spec, finetune.preference_settings, reference and hub.extend_checkpoint_dir(reference), dropout
         )
-    return replace(spec, weights=None, row_images=row_images)
+    return replace(spec, weights=None, row_media=row_media)
 
 
 def find_shape(name: Path) -> Config:

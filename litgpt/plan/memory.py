@@ -18,7 +18,7 @@ from litgpt.plan.batches import build_batches, rated_rows
 from litgpt.plan.fake_tensors import fake_tensors
 from litgpt.plan.host_memory import list_offloaded_states, mark_host_copies
 from litgpt.plan.operations import OperationRecorder
-from litgpt.plan.planned_images import PlannedImages, placed_images
+from litgpt.plan.planned_media import PlannedMedia, placed_media
 from litgpt.plan.routed_rows import RoutedRows
 from litgpt.plan.timeline import Timeline, build_timeline
 from litgpt.recipe.training import Training
@@ -90,7 +90,7 @@ def plan_step_memory(
     micro_batches: int,
     routed: RoutedRows | None = None,
     operations: OperationRecorder | None = None,
-    images: PlannedImages | None = None,
+    media: PlannedMedia | None = None,
 ) -> StepMemory:
     """Build a rank of a run on fake tensors, train it for a step, and count its memory.
 
@@ -101,19 +101,19 @@ def plan_step_memory(
         micro_batches: of a step that is planned, as of `alike_ranks.AlikeRanks`.
         routed: the rows of experts; None for as many on each rank.
         operations: also records those of the step, for its time.
-        images: of each row.
+        media: of each row.
     """
     device = torch.device("cpu")
     with accelerator_paths():
         model = build_meta_model(recipe, spec, mesh, device)
     recorder = AllocationRecorder()
-    applied, placed = (routed or RoutedRows()).applied(), placed_images(images, length)
+    applied, placed = (routed or RoutedRows()).applied(), placed_media(media, length)
     with accelerator_paths(), fake_tensors(), applied, placed, rated_rows(), recorder:
         built = leave_scores_ahead(spec)
         state = build_train_state(recipe, built, mesh, device, resumed=True, steps=steps, meta_model=model)
         if spec.needs_reference and not spec.scores_ahead:
             state.reference = allocate_reference(state.core, spec)
-        batches = build_batches(recipe, spec, length, micro_batches, images)
+        batches = build_batches(recipe, spec, length, micro_batches, media)
         return record_step(
             recorder,
             state,

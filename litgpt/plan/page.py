@@ -72,7 +72,7 @@ def describe_devices_and_rows(plan: RunPlan | None, device: PlannedDevice) -> st
     if plan is None:
         return device.gpu_label
     degrees = [f"{name} {degree}" for name, degree in vars(plan.dims).items() if degree > 1]
-    rows = f"rows of {plan.length:,} tokens" + ("" if plan.images is None else f" and {plan.images}")
+    rows = f"rows of {plan.length:,} tokens" + ("" if plan.media is None else f" and {plan.media}")
     return " · ".join([f"{plan.dims.world_size} x {device.gpu_label}", *degrees, rows])
 
 

@@ -14,7 +14,7 @@ from litgpt.parallel.processes import count_processes
 from litgpt.plan.alike_ranks import AlikeRanks, group_ranks, isolate_rank
 from litgpt.plan.memory import StepMemory, plan_step_memory
 from litgpt.plan.operations import OperationRecorder
-from litgpt.plan.planned_images import PlannedImages, choose_images
+from litgpt.plan.planned_media import PlannedMedia, choose_media
 from litgpt.plan.routed_rows import RoutedRows
 from litgpt.plan.run_time import RunTime, check_timed, estimate_run_time
 from litgpt.recipe.gpu import Gpu
@@ -37,7 +37,7 @@ class RunPlan:
         ranks: the memory of one rank of each kind, none of which needs more.
         alike: the number of ranks that each of them stands for.
         time: of the run; None if no GPU was given.
-        images: of each row; None without any.
+        media: of each row; None without any.
     """
 
     dims: ParallelDims
@@ -45,7 +45,7 @@ class RunPlan:
     ranks: dict[int, StepMemory]
     alike: dict[int, int]
     time: RunTime | None = None
-    images: PlannedImages | None = None
+    media: PlannedMedia | None = None
 
     @property
     def worst(self) -> int:
@@ -71,13 +71,13 @@ def plan_run(
     check_skew(routing_skew, recipe, dims)
     if gpu is not None:
         check_timed(recipe, gpu)
-    images = choose_images(spec.config, length, spec.row_images)
+    media = choose_media(spec, length)
     routed = RoutedRows(routing_skew, recipe.moe.expert_capacity_factor)
     steps = recipe.train.max_steps or TYPICAL_STEPS
     fused = is_compiled(recipe, torch.device("cuda"))
 
     def plan_rank(alike: AlikeRanks, operations: OperationRecorder | None) -> StepMemory:
-        settings: dict[str, Any] = {"length": length, "steps": steps, "routed": routed, "images": images}
+        settings: dict[str, Any] = {"length": length, "steps": steps, "routed": routed, "media": media}
         settings |= {"operations": operations, "micro_batches": alike.micro_batches}
         with fake_mesh(dims, alike.rank) as mesh:
             return plan_step_memory(recipe, spec, mesh, **settings)
@@ -92,8 +92,8 @@ def plan_run(
     time = None
     if gpu is not None:
         of_devices = {device: recorders[group.rank] for group in groups for device in group.devices}
-        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=of_devices, images=images)
-    return RunPlan(dims, length, ranks, numbers, time, images)
+        time = estimate_run_time(recipe, spec, dims, gpu, length=length, recorders=of_devices, media=media)
+    return RunPlan(dims, length, ranks, numbers, time, media)
 
 
 def resolve_run(recipe: Training, spec: RunSpec) -> tuple[int, ParallelDims]:

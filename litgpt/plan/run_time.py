@@ -10,7 +10,7 @@ from litgpt.model.flops import compute_training_flops
 from litgpt.parallel.schedules import split_layers
 from litgpt.plan.operations import OperationRecorder
 from litgpt.plan.pipeline_time import estimate_pipeline_step, measure_device
-from litgpt.plan.planned_images import PlannedImages
+from litgpt.plan.planned_media import PlannedMedia
 from litgpt.plan.step_time import Machine, estimate_step
 from litgpt.recipe.gpu import Gpu
 from litgpt.recipe.parallel import ParallelDims
@@ -88,14 +88,14 @@ def estimate_run_time(
     *,
     length: int,
     recorders: Mapping[int, OperationRecorder],
-    images: PlannedImages | None = None,
+    media: PlannedMedia | None = None,
 ) -> RunTime:
     """Estimate the time of a run from the operations of one rank of each device of the pipeline.
 
     Args:
         length: tokens per row.
         recorders: by the index of the device.
-        images: of each row.
+        media: of each row.
     """
     machine = Machine(gpu, dims.world_size // recipe.num_nodes)
     micro_batches = recipe.train.accumulation(dims.data_ranks)
@@ -112,7 +112,7 @@ def estimate_run_time(
         parts = estimate_step(recorder.operations, machine, planned=recorder.micro_batches, micro_batches=micro_batches)
     tokens = recipe.train.global_batch_size * length
     trained = spec.measure_trained_shares()
-    sizes = None if images is None else images.measure(recipe.train.global_batch_size)
+    sizes = None if media is None else media.measure(recipe.train.global_batch_size)
     flops = compute_training_flops(spec.config, tokens=tokens, sequence_length=length, trained=trained, media=sizes)
     peak = machine.find_peak(torch.float32 if recipe.precision == "32-true" else torch.bfloat16)
     mfu = flops / sum(parts.values()) / (peak * dims.world_size)

@@ -13,7 +13,7 @@ from litgpt.plan.repeated_layers import extrapolate
 from litgpt.plan.table import compute_largest
 from litgpt.recipe.columns import format_columns
 from litgpt.recipe.parallel import ParallelDims
-from litgpt.recipe.plan import USUAL_IMAGES, RowImages
+from litgpt.recipe.plan import USUAL_MEDIA, RowMedia
 from litgpt.recipe.training import Training
 
 TIME_LIMIT = 15.0  # seconds in which changes are planned
@@ -35,7 +35,7 @@ class Saving:
     saved: float
 
 
-def list_savings(command: str, recipe: Training, plan: RunPlan, row_images: RowImages = USUAL_IMAGES) -> list[Saving]:
+def list_savings(command: str, recipe: Training, plan: RunPlan, row_media: RowMedia = USUAL_MEDIA) -> list[Saving]:
     """Plan a run with one setting changed at a time; returns the changes that save memory, that which saves most first.
 
     Those that the recipe's checks refuse are left out; those for which there is no time are named in a message.
@@ -43,7 +43,7 @@ def list_savings(command: str, recipe: Training, plan: RunPlan, row_images: RowI
     Args:
         command: that would start the run.
         plan: of the run as it is.
-        row_images: the images of each row.
+        row_media: the media of each row.
     """
     before = compute_largest(plan)
     end = time.monotonic() + TIME_LIMIT
@@ -54,7 +54,7 @@ def list_savings(command: str, recipe: Training, plan: RunPlan, row_images: RowI
             continue
         try:
             changed = replace_setting(recipe, key, value)
-            spec = build_spec(command, changed, row_images)
+            spec = build_spec(command, changed, row_media)
             (memory,) = extrapolate(changed, spec, lambda changed_plan: (compute_largest(changed_plan),))
         except UserError:  # not possible in this recipe
             continue

@@ -84,7 +84,7 @@ def describe_plan(plan: RunPlan, device: PlannedDevice) -> dict[str, Any]:
     return {
         "processes": plan.dims.world_size,
         "tokens_per_row": plan.length,
-        **({} if plan.images is None else {"images": plan.images.describe()}),
+        **({} if plan.media is None else plan.media.describe()),
         "worst": worst,
         "ranks": [describe_rank(plan, rank) for rank in plan.ranks],
         "gpu_memory_gib": available,
@@ -114,8 +114,8 @@ def format_plan(plan: RunPlan, device: PlannedDevice) -> str:
         rows.append(("Kinds of ranks", ", ".join(others)))
     alike = plan.alike[plan.worst]
     of_alike = f", the largest of {alike} alike" if alike > 1 else ""
-    images = "" if plan.images is None else f" and {plan.images}"
-    title = f"Memory of rank {plan.worst}{of_alike}, with rows of {plan.length} tokens{images}"
+    media = "" if plan.media is None else f" and {plan.media}"
+    title = f"Memory of rank {plan.worst}{of_alike}, with rows of {plan.length} tokens{media}"
     lines = [title, *format_columns(rows, 20, indent=0)]
     if plan.time is not None:
         lines += [

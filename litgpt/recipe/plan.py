@@ -19,6 +19,7 @@ from litgpt.recipe.training import Training
 
 Price = Annotated[float, Ge(0.0), Le(1e6)]
 Skew = Annotated[float, Ge(1.0), Le(1e5)]
+SoundSeconds = Annotated[float, Ge(0.01), Le(1e6)]
 PlannedCommand = Literal[
     "pretrain",
     "finetune",
@@ -34,19 +35,25 @@ PlannedCommand = Literal[
 
 
 @dataclass(frozen=True)
-class RowImages:
-    """The images of each row of a planned run, for a model with a vision tower.
+class RowMedia:
+    """The images, videos and sounds of each row of a planned run, for a model with towers that read them.
 
     Attributes:
-        per_row: their number; None for one, if a row has room for it.
-        size: height and width in pixels; None for the size that the tower has positions for, or 448.
+        images, videos, sounds: their numbers; None for one image or sound, if a row has room for it, and no video.
+        size: height and width in pixels; None for the size that the vision tower has positions for, or 448.
+        frames: number of frames that are read of each video; None for 16.
+        seconds: of each sound; None for the longest that the audio tower reads, or 30.
     """
 
-    per_row: int | None = None
+    images: int | None = None
     size: int | None = None
+    videos: int | None = None
+    frames: int | None = None
+    sounds: int | None = None
+    seconds: float | None = None
 
 
-USUAL_IMAGES = RowImages()
+USUAL_MEDIA = RowMedia()
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,18 @@ class Plan:
     images_per_row: Position | None = None
     """For a model with a vision tower: number of images of each row; null for one, if there is room for it."""
     image_size: Count | None = None
-    """Height and width of these images in pixels; null for the size that the tower has positions for, or 448."""
+    """Height and width in pixels of these images, and of the frames of videos; null for the size that the tower has
+    positions for, or 448."""
+    videos_per_row: Position | None = None
+    """For a model that reads videos: number of videos of each row, instead of images unless these are set too; null for
+    none."""
+    video_frames: Count | None = None
+    """Number of frames that are read of each of these videos; null for 16."""
+    sounds_per_row: Position | None = None
+    """For a model with an audio tower: number of sounds of each row; null for one, if there is room for it, and for a
+    model that sees too none."""
+    sound_seconds: SoundSeconds | None = None
+    """Seconds of each of these sounds; null for the longest that the tower reads, or 30."""
     savings: bool = False
     """Also plan the run with one setting changed at a time, and list the changes that save memory."""
     search: bool = False
@@ -114,9 +132,10 @@ class Plan:
             check_effects(self, "", name, have_effect=not self.search, other="search: true", cure=cure)
 
     @property
-    def row_images(self) -> RowImages:
-        """The images of each row."""
-        return RowImages(self.images_per_row, self.image_size)
+    def row_media(self) -> RowMedia:
+        """The media of each row."""
+        visual = (self.images_per_row, self.image_size, self.videos_per_row, self.video_frames)
+        return RowMedia(*visual, self.sounds_per_row, self.sound_seconds)
 
     @cached_property
     def figures(self) -> Gpu | None:

@@ -24,7 +24,7 @@ from litgpt.recipe.choices import build_default_data
 from litgpt.recipe.data import DataModule
 from litgpt.recipe.finetune import Finetune
 from litgpt.recipe.part_rates import PartRates
-from litgpt.recipe.plan import USUAL_IMAGES, RowImages
+from litgpt.recipe.plan import USUAL_MEDIA, RowMedia
 from litgpt.recipe.preference import PreferenceArgs
 from litgpt.recipe.pretrain import Pretrain, TokenizerArgs
 from litgpt.recipe.train import MODALITIES
@@ -57,7 +57,7 @@ class RunSpec:
         disabled_dropout: the probabilities of dropout that these set to 0, by key, without a tuner's default.
         predicts: whether prediction layers are trained, if the tuner leaves any of their weights to train.
         modalities: which tokens are trained, of text and image.
-        row_images: the images of each row of a plan, which reads no data.
+        row_media: the media of each row of a plan, which reads no data.
         rates: the learning rates of parts of a model that sees or hears.
     """
 
@@ -79,7 +79,7 @@ class RunSpec:
     disabled_dropout: Mapping[str, float] = field(default_factory=dict)
     predicts: bool = True
     modalities: Sequence[str] = MODALITIES
-    row_images: RowImages = USUAL_IMAGES
+    row_media: RowMedia = USUAL_MEDIA
     rates: PartRates = field(default_factory=PartRates)
 
     @cached_property

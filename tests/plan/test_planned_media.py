@@ -1,7 +1,8 @@
-"""Plans of models with a vision tower: the memory of rows with images is that of real steps."""
+"""Plans of models with towers: the memory of rows with images, videos and sounds is that of real steps."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,54 +21,61 @@ from litgpt.plan.allocations import AllocationRecorder
 from litgpt.plan.batches import build_batches
 from litgpt.plan.build_spec import build_spec
 from litgpt.plan.memory import plan_step_memory, record_step
-from litgpt.plan.planned_images import PlannedImages, choose_images
+from litgpt.plan.planned_media import PlannedMedia, PlannedPictures, choose_media
 from litgpt.plan.ranks import plan_run
 from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.commands import COMMANDS
 from litgpt.recipe.gpu import build_gpu
-from litgpt.recipe.plan import RowImages
+from litgpt.recipe.plan import RowMedia
 from litgpt.train.build_state import build_train_state
 from litgpt.train.objectives import build_objective
 from litgpt.train.run_spec import RunSpec
+from tests.audio_model import write_audio_model
 from tests.plan.test_memory import CPU
 from tests.processes import join_ranks, start_ranks
 from tests.vision_model import write_vision_model
 
 TOKENS = 128
 TRAINED: dict[str, Any] = {"vision": False, "aligner": False}
+MEDIA = {"audio": RowMedia(sounds=2, seconds=0.8), "qwen2_vl-videos": RowMedia(videos=1, frames=6, size=32)}
+"""Of the rows of models, by the names of their folders."""
 LAYOUTS: dict[str, dict[str, Any]] = {"zero": {}, "context": {"context": 2}, "pipeline": {"pipeline": 2}}
 
 
-def build_run(folder: Path, freeze: dict[str, Any], **changes: Any) -> tuple[Any, RunSpec, PlannedImages]:
-    """A recipe, its spec and the images of its rows, two in each."""
+def build_run(folder: Path, freeze: dict[str, Any], **changes: Any) -> tuple[Any, RunSpec, PlannedMedia]:
+    """A recipe, its spec and the media of its rows, as `MEDIA` has them, or two images in each."""
     train = {"micro_batch_size": 2, "global_batch_size": 8, "max_seq_length": TOKENS, "max_norm": 1.0}
     data = {"class_path": "Conversations", "init_args": {"sources": "rows.jsonl"}}
     tree = {"checkpoint_dir": str(folder), "out_dir": "unused", "data": data, "train": train, "precision": "32-true"}
     cls = COMMANDS["finetune_full"].import_recipe()
     recipe = build_recipe(cls, merge_settings(cls, {}, tree | {"freeze": freeze} | changes, trusted=True))
-    spec = build_spec("finetune_full", recipe, RowImages(2, 32 if "qwen" in folder.name else None))
-    images = choose_images(spec.config, TOKENS, spec.row_images)
-    assert images is not None
-    return recipe, spec, images
+    usual = RowMedia(2, 32 if "qwen" in folder.name else None)
+    spec = build_spec("finetune_full", recipe, MEDIA.get(folder.name, usual))
+    media = choose_media(spec, TOKENS)
+    assert media is not None
+    return recipe, spec, media
 
 
-def fill_batches(recipe: Any, spec: RunSpec, images: PlannedImages, ranks: int = 1) -> list[Batch]:
-    """The micro-batches of a step, with images in the middle of each row."""
-    batches = build_batches(recipe, spec, TOKENS, recipe.train.accumulation(ranks), images)
+def fill_batches(recipe: Any, spec: RunSpec, media: PlannedMedia, ranks: int = 1) -> list[Batch]:
+    """The micro-batches of a step, with two media, or one video, in the middle of each row."""
+    batches = build_batches(recipe, spec, TOKENS, recipe.train.accumulation(ranks), media)
     ids = torch.randint(1, 250, batches[0].ids.shape, generator=torch.Generator().manual_seed(1))
-    first, places = (TOKENS - images.places) // 2, images.places // 2
-    ids[:, first : first + places] = images.shape.image_token
-    ids[:, first + places + 1 : first + 2 * places + 1] = images.shape.image_token
+    (part,) = media.parts
+    is_video = isinstance(part, PlannedPictures) and bool(part.videos)
+    token, number = part.shape.media_tokens[-1 if is_video else 0], 1 if is_video else 2
+    first, places = (TOKENS - media.places) // 2, media.places // number
+    for start in range(first, first + number * (places + 1), places + 1):
+        ids[:, start : start + places] = token
     return [replace(batches[0], ids=ids, labels=ids.roll(-1, 1))] * len(batches)
 
 
-def record(run: tuple[Any, RunSpec, PlannedImages], mesh: Mesh | None) -> dict[str, int]:
+def record(run: tuple[Any, RunSpec, PlannedMedia], mesh: Mesh | None) -> dict[str, int]:
     """What a real step holds at its peak."""
-    recipe, spec, images = run
+    recipe, spec, media = run
     recorder = AllocationRecorder()
     with accelerator_paths(), recorder:
         state = build_train_state(recipe, spec, mesh, CPU, resumed=False, steps=10)
-        batches = fill_batches(recipe, spec, images, 1 if mesh is None else mesh.dims.data_ranks)
+        batches = fill_batches(recipe, spec, media, 1 if mesh is None else mesh.dims.data_ranks)
         return record_step(recorder, state, batches, build_objective(recipe, spec, ()), max_norm=1.0).parts
 
 
@@ -82,16 +90,19 @@ def check_parts(planned: dict[str, int], real: dict[str, int], rel: float = 0.03
     [
         ("llava", {}, {}),
         ("qwen2_vl", TRAINED, {}),
+        pytest.param("audio", {"audio": False, "aligner": False}, {}, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl-videos", TRAINED, {}, marks=pytest.mark.slow),
         pytest.param("gemma3", TRAINED, {"recompute": {"granularity": "full"}}, marks=pytest.mark.slow),
         pytest.param("qwen3_vl", {"llm": True, "aligner": False}, {}, marks=pytest.mark.slow),
     ],
 )
-def test_rows_with_images_need_what_a_real_step_needs(
+def test_rows_with_media_need_what_a_real_step_needs(
     kind: str, freeze: dict[str, Any], changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = build_run(write_vision_model(tmp_path / kind, kind), freeze, **changes)
-    recipe, spec, images = run
-    planned = plan_step_memory(recipe, spec, None, length=TOKENS, steps=10, micro_batches=4, images=images)
+    write = write_audio_model if kind == "audio" else partial(write_vision_model, kind=kind.removesuffix("-videos"))
+    run = build_run(write(tmp_path / kind), freeze, **changes)
+    recipe, spec, media = run
+    planned = plan_step_memory(recipe, spec, None, length=TOKENS, steps=10, micro_batches=4, media=media)
     check_parts(planned.parts, record(run, None))
     text = plan_step_memory(recipe, spec, None, length=TOKENS, steps=10, micro_batches=4)
     more = planned.parts["activations"] - text.parts["activations"]
@@ -99,8 +110,8 @@ def test_rows_with_images_need_what_a_real_step_needs(
 
 
 def test_answers_of_a_pair_share_the_images_of_its_row(tmp_path: Path) -> None:
-    _, _, images = build_run(write_vision_model(tmp_path / "llava", "llava"), {})
-    media = images.build_media(2, answers=2)
+    _, _, planned = build_run(write_vision_model(tmp_path / "llava", "llava"), {})
+    media = planned.build_media(2, answers=2)
     assert len(media.grids) == 4 and len(media.patches_NP) == 4 * 16
     assert media.uses == [0, 1, 0, 1, 2, 3, 2, 3] and media.answers == [0, 0, 1, 1, 2, 2, 3, 3]
     assert media.select_answers([1, 2]).uses == [0, 1, 2, 3]
@@ -114,7 +125,7 @@ def test_preferences_about_images_are_planned(tmp_path: Path) -> None:
     cls = COMMANDS["kto"].import_recipe()
     tree = {"checkpoint_dir": str(folder), "out_dir": "unused", "data": data, "train": train, "precision": "32-true"}
     recipe = build_recipe(cls, merge_settings(cls, {}, tree, trusted=True))
-    seen, text = (plan_run(recipe, build_spec("kto", recipe, RowImages(number, 32))) for number in (2, 0))
+    seen, text = (plan_run(recipe, build_spec("kto", recipe, RowMedia(number, 32))) for number in (2, 0))
     assert seen.ranks[0].parts["other"] > text.ranks[0].parts["other"]
 
 
@@ -137,13 +148,13 @@ def test_ranks_with_images_need_what_two_real_ranks_need(tmp_path: Path) -> None
     write_vision_model(tmp_path / "qwen2_vl", "qwen2_vl")
     assert join_ranks(start_ranks(record_ranks, folder=tmp_path, ranks=2), timeout=200) == [0, 0]
     for name, parallel in LAYOUTS.items():
-        recipe, spec, images = build_run(tmp_path / "qwen2_vl", TRAINED, devices=2, parallel=parallel)
+        recipe, spec, media = build_run(tmp_path / "qwen2_vl", TRAINED, devices=2, parallel=parallel)
         dims = recipe.parallel.resolve_dims(2)
         for rank in range(2):
             micro_batches = recipe.train.accumulation(dims.data_ranks)
             settings: dict[str, Any] = {"length": TOKENS, "steps": 10, "micro_batches": micro_batches}
             with fake_mesh(dims, rank) as mesh:
-                planned = plan_step_memory(recipe, spec, mesh, images=images, **settings)
+                planned = plan_step_memory(recipe, spec, mesh, media=media, **settings)
             real = json.loads((tmp_path / f"parts-{rank}.json").read_text())[name]
             check_parts(planned.parts, real)
 
@@ -153,29 +164,38 @@ def test_the_tower_takes_time(tmp_path: Path) -> None:
     plans = []
     for freeze, images in (({}, 0), ({}, 1), (TRAINED, 1)):
         recipe, spec, _ = build_run(folder, freeze, precision="bf16-true")
-        plans.append(plan_run(recipe, replace(spec, row_images=RowImages(images)), build_gpu("H100-80GB")))
+        plans.append(plan_run(recipe, replace(spec, row_media=RowMedia(images)), build_gpu("H100-80GB")))
     times = [plan.time for plan in plans]
     assert times[0] is not None and times[1] is not None and times[2] is not None
     assert times[0].seconds < times[1].seconds < times[2].seconds
-    assert plans[0].images is None and str(plans[1].images) == "1 image of 16 x 16 pixels, 16 of these tokens"
+    assert plans[0].media is None and str(plans[1].media) == "1 image of 16 x 16 pixels, 16 of these tokens"
 
 
 @pytest.mark.parametrize(
     ("kind", "asked", "message"),
     [
-        ("llava", RowImages(1, 32), "image_size: 32 is not a size that the vision tower reads; set 16"),
-        ("qwen2_vl", RowImages(1, 30), "use a multiple of 8, such as 448"),
-        ("qwen2_vl", RowImages(3, 64), "images_per_row: 3 with 192 tokens do not fit into rows of 128"),
-        (None, RowImages(2), "images_per_row: 2 has no effect on a model without a vision tower; leave it out"),
+        ("llava", RowMedia(1, 32), "image_size: 32 is not a size that the vision tower reads; set 16"),
+        ("qwen2_vl", RowMedia(1, 30), "use a multiple of 8, such as 448"),
+        ("qwen2_vl", RowMedia(3, 64), "images_per_row: 3 with 192 tokens do not fit into rows of 128"),
+        (None, RowMedia(2), "images_per_row: 2 has no effect on a model without a vision tower; leave it out"),
+        ("llava", RowMedia(videos=1), "videos_per_row: 1 has no effect on a model that reads no videos; leave it out"),
+        ("qwen2_vl", RowMedia(frames=8), "video_frames: 8 has no effect with videos_per_row: 0; set videos_per_row: 1"),
+        (
+            "qwen2_vl",
+            RowMedia(videos=2, frames=64, size=16),
+            "videos_per_row: 2 with 256 tokens do not fit into rows of",
+        ),
+        ("qwen2_vl", RowMedia(sounds=1), "sounds_per_row: 1 has no effect on a model without an audio tower; leave it"),
+        ("audio", RowMedia(seconds=31.0), "sound_seconds: 31.0 is not a length that the audio tower reads; set 1"),
+        ("audio", RowMedia(sounds=0, seconds=1.0), "sound_seconds: 1.0 has no effect with sounds_per_row: 0; set"),
+        ("audio", RowMedia(sounds=9), "sounds_per_row: 9 with 225 tokens do not fit into rows of 128"),
     ],
 )
-def test_images_that_no_row_has_are_refused(kind: str | None, asked: RowImages, message: str, tmp_path: Path) -> None:
-    config = (
-        Config.from_name("pythia-14m")
-        if kind is None
-        else Config.from_checkpoint(write_vision_model(tmp_path / kind, kind))
-    )
+def test_media_that_no_row_has_are_refused(kind: str | None, asked: RowMedia, message: str, tmp_path: Path) -> None:
+    write = write_audio_model if kind == "audio" else partial(write_vision_model, kind=kind or "")
+    config = Config.from_name("pythia-14m") if kind is None else Config.from_checkpoint(write(tmp_path / kind))
+    spec = RunSpec("", config, None, None, None)  # type: ignore[arg-type]  # whose data is not read
     with pytest.raises(UserError, match=message):
-        choose_images(config, TOKENS, asked)
+        choose_media(replace(spec, row_media=asked), TOKENS)
     if kind == "qwen2_vl":
-        assert choose_images(config, TOKENS, RowImages()) is None, "448 pixels do not fit, and are not asked for"
+        assert choose_media(spec, TOKENS) is None, "448 pixels do not fit, and are not asked for"
