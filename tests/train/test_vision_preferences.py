@@ -33,8 +33,12 @@ from tests.vision_model import COLORS, draw_image, write_rows, write_vision_mode
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models by their kinds, and of `pairs/rows.jsonl` and `rated/rows.jsonl` with their images."""
-    folder = tmp_path_factory.mktemp("base")
+    """A folder of models by their kinds, and of rows."""
+    return write_answers(tmp_path_factory.mktemp("base"))
+
+
+def write_answers(folder: Path) -> Path:
+    """Write `pairs/rows.jsonl` and `rated/rows.jsonl` with their images into a folder, which it returns."""
     rows: dict[str, list[dict[str, Any]]] = {"pairs": [], "rated": []}
     for name in rows:
         (folder / name).mkdir()
