@@ -1,4 +1,7 @@
-"""A thousand rows with images that are bad in many ways, among good ones, with the reason that each is counted by."""
+"""A thousand rows with images that are bad in many ways, among good ones, with the reason that each is counted by.
+
+Also what is bad in the sources of all media: paths, links, addresses and base64.
+"""
 
 import base64
 import io
@@ -9,25 +12,90 @@ import random
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tests.vision_model import draw_image, write_rows
+from tests.vision_model import write_rows
 
 MARKER = "was_run"
 """The file that hostile images would write, if anything ran them."""
-MISSING, UNREADABLE, HUGE = "image not found", "not an image that can be read", "image with too many pixels"
-OUTSIDE, URL = "image outside of the folder of the data", "image at a URL is not supported"
-NO_SOURCE = "image without a source"
-NARROW, NOT_BASE64, NOT_TEXT = "image of a size that the model does not read", "not base64", "image is not text"
-PLACES, BLOCK = "more places for images than images", "content is not text"
+UNREADABLE, HUGE = "not an image that can be read", "image with too many pixels"
+NARROW = "image of a size that the model does not read"
 DURING_TRAINING = "not decoded"
 """The reason of images whose header is right, which are noticed when they are decoded."""
 Draw = Callable[[random.Random, Path], Any]
-"""Draws the source of an image; a file goes to the path."""
+"""Draws the source of a medium; a file goes to the path."""
+Cases = list[tuple[int, str, Draw]]
+"""The number of rows, the reason that they are counted by, and what draws the source of each."""
+BadRows = list[tuple[int, str, dict[str, Any]]]
+"""The number of copies, the reason that they are counted by, and the row."""
+ANSWER = {"role": "assistant", "content": "red"}
+
+
+@dataclass(frozen=True)
+class BadMedia:
+    """Media of one kind, bad and good ones.
+
+    Attributes:
+        kind: in rows.
+        name: in the reasons of files.
+        unreadable: the reason of a file that is none.
+        suffix: of the names of files.
+    """
+
+    kind: str
+    name: str
+    unreadable: str
+    suffix: str
+    bad: Cases
+    good: Sequence[Draw]
+    rows: BadRows = field(default_factory=list)
+
+    def list_bad_sources(self, share: int) -> Cases:
+        """Sources that are bad whatever is in their file; one of `share` of the usual number of each."""
+        kind, suffix = self.kind, self.suffix
+        missing, outside = f"{self.name} not found", f"{kind} outside of the folder of the data"
+        names = [f"../a{suffix}", "/etc/passwd", f"a/../../b{suffix}", "/dev/random", "/proc/self/environ"]
+        urls = [f"https://x.org/a{suffix}", "http://169.254.169.254/a", "file:///etc/passwd", f"FTP://x/a{suffix}"]
+        uri = f"data:{kind}/x;base64,"
+        no_text: list[Any] = [7, True, None, [], [["a"]], {"bytes": [137, 80]}, {"type": "base64", "data": 7}]
+        cases: Cases = [
+            (60, missing, lambda draw, path: f"{draw.choice(['none', 'a/b/c', 'x.y/..'])}/{path.name}"),
+            (10, missing, make_folder),
+            (5, missing, make_pipe),
+            (10, missing, link(f"nowhere{suffix}")),
+            (5, self.unreadable, lambda draw, path: path.name * draw.randint(100, 900)),
+            (5, f"{kind} not found", lambda draw, path: link(path.name)(draw, path)),
+            (20, outside, link("/etc/passwd")),
+            (10, outside, link("/dev/zero")),
+            (40, outside, choose(*names)),
+            (30, f"{kind} at a URL is not supported", choose(*urls)),
+            (20, "not base64", choose(f"{uri}####", f"{uri}abc", "data:;base64,é")),
+            (30, f"{kind} without a source", choose("", f"a\0{suffix}", {}, {"a": 1}, f"data:{kind}/x,abc", uri)),
+            (30, f"{kind} is not text", choose(*no_text)),
+        ]
+        return [(-(-count // share), reason, draw) for count, reason, draw in cases]
+
+    def list_bad_rows(self, share: int) -> BadRows:
+        """Rows with more places than media, with columns that exclude each other, and with a block of no kind."""
+        kind, path = self.kind, f"a{self.suffix}"
+        places, question = f"more places for {kind}s than {kind}s", f"<{kind}>Which?"
+        rows: BadRows = [
+            (20, places, {**build_row(f"<{kind}><{kind}>?"), f"{kind}s": [path]}),
+            (20, places, build_row([{"type": kind}])),
+            (10, "content is not text", build_row([{"type": f"{kind}x", kind: path}])),
+            (10, "duplicate column", {**build_row(question), f"{kind}s": [path], kind: path}),
+        ]
+        return [(-(-count // share), reason, row) for count, reason, row in [*rows, *self.rows]]
+
+
+def build_row(content: Any) -> dict[str, Any]:
+    """A row with a question."""
+    return {"messages": [{"role": "user", "content": content}, ANSWER]}
 
 
 def encode(image: Image.Image, form: str, **settings: Any) -> bytes:
@@ -156,7 +224,7 @@ def choose(*sources: Any) -> Draw:
     return lambda draw, _path: draw.choice(sources)
 
 
-BAD: list[tuple[int, str, Draw]] = [
+BAD: Cases = [
     (20, UNREADABLE, store(lambda _: b"")),
     (55, UNREADABLE, store(lambda draw: b"an image of a cat " * draw.randint(1, 50))),
     (60, UNREADABLE, store(lambda draw: draw.randbytes(draw.randint(1, 3000)))),
@@ -180,19 +248,6 @@ BAD: list[tuple[int, str, Draw]] = [
     (8, HUGE, store(lambda draw: f"P6 {draw.randint(20_000, 10**9)} 99999 255\n".encode())),
     (8, HUGE, write_uri(lambda draw: build_png(draw.randint(20_000, 2**20), 9_999))),
     (20, NARROW, store(lambda draw: encode(Image.new("RGB", (draw.randint(500, 900), 2)), "PNG"))),
-    (60, MISSING, lambda draw, path: f"{draw.choice(['none', 'a/b/c', 'x.png/..'])}/{path.name}"),
-    (10, MISSING, make_folder),
-    (5, MISSING, make_pipe),
-    (10, MISSING, link("nowhere.png")),
-    (5, UNREADABLE, lambda draw, path: path.name * draw.randint(100, 900)),
-    (5, MISSING, lambda draw, path: link(path.name)(draw, path)),
-    (20, OUTSIDE, link("/etc/passwd")),
-    (10, OUTSIDE, link("/dev/zero")),
-    (40, OUTSIDE, choose("../a.png", "/etc/passwd", "a/../../b.png", "/dev/random", "/proc/self/environ")),
-    (30, URL, choose("https://x.org/a.png", "http://169.254.169.254/a", "file:///etc/passwd", "FTP://x/a.png")),
-    (20, NOT_BASE64, choose("data:image/png;base64,####", "data:image/png;base64,abc", "data:;base64,é")),
-    (30, NO_SOURCE, choose("", "a\0.png", {}, {"a": 1}, "data:image/png,abc", "data:image/png;base64,")),
-    (30, NOT_TEXT, choose(7, True, None, [], [["a.png"]], {"bytes": [137, 80]}, {"type": "base64", "data": 7})),
     (67, DURING_TRAINING, cut("BMP", 0.3, 0.95)),
     (30, DURING_TRAINING, cut("JPEG", 0.7, 0.95)),
     (30, DURING_TRAINING, cut("PPM", 0.3, 0.95)),
@@ -210,36 +265,35 @@ GOOD: list[Draw] = [
     store(lambda draw: encode(draw_noise(draw), "JPEG", progressive=True)),
     write_uri(lambda draw: encode(draw_noise(draw), "PNG")),
 ]
-QUESTION, ANSWER = {"role": "user", "content": "<image>Which?"}, {"role": "assistant", "content": "red"}
-BAD_ROWS: list[tuple[int, str, dict[str, Any]]] = [
-    (20, PLACES, {"messages": [{"role": "user", "content": "<image><image>?"}, ANSWER], "images": ["a.png"]}),
-    (20, PLACES, {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}),
-    (10, "not one place for each image", {"messages": [{"role": "user", "content": "<image>?"}, ANSWER]}),
-    (10, BLOCK, {"messages": [{"role": "user", "content": [{"type": "imagee", "image": "a.png"}]}, ANSWER]}),
-    (10, "duplicate column", {"messages": [QUESTION, ANSWER], "images": ["a.png"], "image": "a.png"}),
-    (10, "audio data is not supported", {"messages": [{"role": "user", "content": "?"}, ANSWER], "audios": ["a.wav"]}),
+BAD_ROWS: BadRows = [
+    (10, "not one place for each image", build_row("<image>?")),
+    (10, "audio data is not supported", {**build_row("?"), "audios": ["a.wav"]}),
 ]
+IMAGES = BadMedia("image", "image", UNREADABLE, ".png", BAD, GOOD, BAD_ROWS)
 
 
-def write_bad_rows(folder: Path, *, copies: int) -> Counter[str]:
-    """Write `rows.jsonl` and its images into a folder.
+def write_bad_rows(folder: Path, media: BadMedia, *, copies: int, share: int = 1) -> Counter[str]:
+    """Write `rows.jsonl` and its media into a folder.
 
     Args:
         copies: good rows of each kind.
+        share: one of so many of the usual bad sources and rows are written.
 
     Returns:
         The number of rows for each reason; of good rows by an empty reason.
     """
     folder.mkdir()
     draw = random.Random(1)
-    draw_image(folder / "a.png", (1, 2, 3))
     expected, rows = Counter[str](), list[dict[str, Any]]()
-    for kind, (count, reason, build) in enumerate([*BAD, *((copies, "", build) for build in GOOD)]):
+    cases = [*media.bad, *media.list_bad_sources(share), *((copies, "", build) for build in media.good)]
+    media.good[0](draw, folder / f"a{media.suffix}")
+    for number, (count, reason, build) in enumerate(cases):
         expected[reason] += count
-        for number in range(count):
-            source = build(draw, folder / f"image{kind}_{number}.png")
-            rows.append({"messages": [QUESTION, ANSWER], "images": [source], "caption_id": number})
-    for count, reason, row in BAD_ROWS:
+        for index in range(count):
+            source = build(draw, folder / f"{media.kind}{number}_{index}{media.suffix}")
+            row = build_row(f"<{media.kind}>Which?")
+            rows.append({**row, f"{media.kind}s": [source], "caption_id": index})
+    for count, reason, row in media.list_bad_rows(share):
         expected[reason] += count
         rows += [row] * count
     draw.shuffle(rows)

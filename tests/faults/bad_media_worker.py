@@ -1,4 +1,4 @@
-"""A process that finetunes a tiny model on good rows, then on bad ones, and prints its peak memory after each."""
+"""A process that finetunes tiny models on good rows, then on bad ones, and prints its peak memory after each."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from litgpt.cli import main
 
 SETTINGS = {
-    "freeze.vision": "false",
     "freeze.aligner": "false",
     "data": "Conversations",
     "data.val_fraction": "0",
@@ -23,9 +22,10 @@ SETTINGS = {
 }
 
 
-def finetune(model: Path, rows: Path, out: Path) -> int:
+def finetune(tower: str, model: Path, rows: Path, out: Path) -> int:
     """Finetune on all rows once; returns the exit code."""
-    settings = SETTINGS | {"data.sources": str(rows), "data.cache_dir": str(out / "cache"), "out_dir": str(out)}
+    settings = SETTINGS | {f"freeze.{tower}": "false"}
+    settings |= {"data.sources": str(rows), "data.cache_dir": str(out / "cache"), "out_dir": str(out)}
     return main(
         ["finetune_full", str(model), *(word for key, value in settings.items() for word in (f"--{key}", value))]
     )
@@ -38,7 +38,7 @@ def read_peak() -> int:
 
 
 if __name__ == "__main__":
-    model, *rows = map(Path, sys.argv[1:])
-    for number, file in enumerate(rows):
-        code = finetune(model, file, model.parent / f"out{number}")
+    for number in range(1, len(sys.argv), 3):
+        tower, model, rows = sys.argv[number], *map(Path, sys.argv[number + 1 : number + 3])
+        code = finetune(tower, model, rows, model.parent / f"out-{rows.parent.name}")
         print(f"ended with {code}; peak: {read_peak()} MB", flush=True)

@@ -49,10 +49,10 @@ def open_container(source: Path | bytes, kind: str, formats: Sequence[str]) -> I
     av = import_av(kind)
     name = str(source) if isinstance(source, Path) else kind
     options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file"}
-    if isinstance(source, Path) and not source.is_file():  # a pipe would wait for a writer
-        raise MediumError(name, f"{kind} not found", "no such file", "correct the path")
     file = f"file:{source}" if isinstance(source, Path) else BytesIO(source)
     try:
+        if isinstance(source, Path) and not source.is_file():  # a pipe would wait for a writer
+            raise MediumError(name, f"{kind} not found", "no such file", "correct the path")
         with av.open(file, options=options) as container:
             yield container
     except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
@@ -71,6 +71,7 @@ class VideoHeader:
         size: of a frame as it is shown, height and width.
         times: when each frame is shown, ascending, in the units of the file; empty if it does not say so.
         keys: the same for those that are decoded without others.
+        jumps: the times by which the file is searched for each of `keys`: when it is decoded, in some formats.
     """
 
     frames: int
@@ -78,6 +79,7 @@ class VideoHeader:
     size: Size
     times: Sequence[int]
     keys: Sequence[int]
+    jumps: Sequence[int] = ()
 
 
 def read_video_header(source: Path | bytes) -> VideoHeader:
@@ -87,16 +89,18 @@ def read_video_header(source: Path | bytes) -> VideoHeader:
         MissingExtraError: if PyAV is not installed.
         MediumError: if it is not a video of these formats, has no frames or rate, or too many frames or pixels.
     """
+    av = import_av("video")
     with open_container(source, "video", VIDEO_FORMATS) as container:
         stream = get_video_stream(container, source)
         rate = stream.average_rate or stream.guessed_rate
         # not the packets themselves, which have the file's bytes
+        by_pts = bool(container.format.flags & av.format.Flags.seek_to_pts.value)
         packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard)
+            (packet.pts, packet.pts if by_pts else packet.dts, packet.is_keyframe, packet.is_discard)
             for packet in islice(container.demux(stream), MAX_VIDEO_FRAMES + 1)
             if packet.size
         ]
-        listed, frames = stream.frames, [(time, is_key) for time, is_key, is_hidden in packets if not is_hidden]
+        listed, frames = stream.frames, [frame for *frame, is_hidden in packets if not is_hidden]
     if len(packets) < listed <= MAX_VIDEO_FRAMES:
         detail = f"it has {len(packets):,} of {listed:,} frames"
         raise describe_fault(source, "not a video that can be read", detail, "restore the file")
@@ -105,11 +109,12 @@ def read_video_header(source: Path | bytes) -> VideoHeader:
     if len(packets) > MAX_VIDEO_FRAMES:
         limit = f"more than {MAX_VIDEO_FRAMES:,} frames"
         raise describe_fault(source, "video with too many frames", limit, "cut it into parts")
-    times = sorted({time for time, _ in frames if time is not None})
+    times = sorted({time for time, *_ in frames if time is not None})
     times = times if len(times) == len(frames) else []
-    keys = sorted(time for time, is_key in frames if is_key) if times else []
+    keys = sorted((time, time if jump is None else jump) for time, jump, is_key in frames if is_key) if times else []
     size = read_first_frame(source).shape[1:]
-    return VideoHeader(len(frames), float(rate), (size[0], size[1]), times, keys)
+    starts, jumps = ([key[part] for key in keys] for part in (0, 1))
+    return VideoHeader(len(frames), float(rate), (size[0], size[1]), times, starts, jumps)
 
 
 def read_first_frame(source: Path | bytes) -> Tensor:
@@ -135,17 +140,20 @@ def get_video_stream(container: Any, source: Path | bytes) -> Any:
     """The first video of a file, whose frames are not larger than the largest image that is decoded.
 
     Raises:
-        MediumError: if it has none, or they are.
+        MediumError: if it has none, no decoder is known for it, or they are.
     """
     from PIL import Image
 
     if not container.streams.video:
         raise describe_fault(source, "not a video that can be read", "no pictures in it", "use e.g. an MP4 file")
-    stream = container.streams.video[0]
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and stream.height * stream.width > limit:
-        detail = f"{stream.width} x {stream.height} pixels"
-        raise describe_fault(source, "video with too many pixels", detail, f"use one of at most {limit:,}")
+    stream, limit = container.streams.video[0], Image.MAX_IMAGE_PIXELS
+    if stream.codec_context is None:
+        raise describe_fault(source, "not a video that can be read", "no decoder for it", "use e.g. an MP4 file")
+    if limit is not None:
+        if stream.height * stream.width > limit:
+            detail = f"{stream.width} x {stream.height} pixels"
+            raise describe_fault(source, "video with too many pixels", detail, f"use one of at most {limit:,}")
+        stream.codec_context.options = {"max_pixels": str(limit)}  # of frames that are larger than the header says
     return stream
 
 
@@ -177,7 +185,7 @@ def find_frames(container: Any, stream: Any, header: VideoHeader, indices: Seque
             key = bisect_right(header.keys, header.times[index]) - 1
             start = bisect_right(header.times, header.keys[key]) - 1 if key >= 0 else 0
             if start > last + 1:
-                container.seek(header.keys[key], stream=stream)
+                container.seek(header.jumps[key], stream=stream)
                 decoded = container.decode(stream)
         for frame in decoded:
             number += 1

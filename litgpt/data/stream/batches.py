@@ -71,7 +71,7 @@ class TrainStream(WorkerStream, SampleStream):
             it.
 
     Attributes:
-        unreadable: number of samples yielded that are not trained, because an image of each could not be read.
+        unreadable: number of samples yielded that are not trained, because a medium of each could not be read.
     """
 
     def __init__(self, samples: SampleDataset, shape: BatchShape, *, workers: int = 0) -> None:
@@ -90,11 +90,12 @@ class TrainStream(WorkerStream, SampleStream):
             yield to_batch(arrays)
 
     def close(self) -> None:
-        """Stop the workers, and print how many samples had images that could not be read."""
+        """Stop the workers, and print how many samples had media that could not be read."""
         super().close()
         count, self.unreadable = self.unreadable, 0
         if count:
-            print_message(f"data: {count:,} samples were not trained, because an image of each could not be read")
+            cause = "an image, video or sound of each could not be read"
+            print_message(f"data: {count:,} samples were not trained, because {cause}")
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch yielded and the fingerprint of the data; under 100 bytes of JSON."""

@@ -41,6 +41,7 @@ FILES: dict[str, dict[str, Any]] = {
     "c.mkv": {"frames": 7, "size": (30, 200), "rate": 3},
     "d.mov": {"frames": 90, "size": (120, 90), "rate": 30, "codec": "mpeg4", "keys": 5},
     "e.webm": {"frames": 25, "size": (64, 64), "rate": 5, "codec": "libvpx-vp9"},
+    "f.ts": {"frames": 60, "size": (48, 64), "rate": 25, "keys": 12},
 }
 COUNTED = ("a.mp4", "b.avi", "d.mov")
 """Files whose header has the number of frames, which transformers needs."""
@@ -241,6 +242,18 @@ def test_other_paths_and_limits(videos: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match=r"video with too many pixels \(64 x 48 pixels\); use one of at most 1,000"):
         read_video_header(videos / "a.mp4")
+
+
+def test_frames_that_are_larger_than_the_first_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, parts = tmp_path / "grows.ts", [BytesIO(), BytesIO()]
+    for part, size in zip(parts, [(16, 24), (160, 240)], strict=True):
+        write_video(part, 8, size, codec="mpeg2video", rate=25, form="mpegts")
+    path.write_bytes(b"".join(part.getvalue() for part in parts))
+    header = read_video_header(path)
+    assert header.frames == 16 and len(list(read_frames(path, header, [2, 12]))) == 2
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="not a video that can be read"):
+        list(read_frames(path, header, [2, 12]))
 
 
 def test_without_pyav_one_line_names_the_extra(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

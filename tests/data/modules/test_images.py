@@ -161,7 +161,10 @@ def test_an_image_that_is_lost_later(
         stream.close()
         assert sum(batch.targets for batch in batches) == 2 * sum(batch.targets for batch in after)
         err = capsys.readouterr().err
-        assert err.count("data: 4 samples were not trained, because an image of each could not be read") == 1
+        assert (
+            err.count("data: 4 samples were not trained, because an image, video or sound of each could not be read")
+            == 1
+        )
     with pytest.raises(UserError, match=r"red\.png: .*or set data\.on_error: drop"):
         read_batches(open_data(models["smolvlm"], tmp_path, on_error="raise"), 5)
 
