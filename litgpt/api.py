@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from litgpt import adapt
 from litgpt.adapt.layers import iter_adapted_layers
 from litgpt.adapt.quantization import quantize_for_inference
+from litgpt.data.media.long_sounds import open_splitter
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.prompt_format import build_style_files
 from litgpt.data.render.prompt_styles import PromptStyle, parse_style
@@ -76,6 +77,8 @@ class LLM(nn.Module):
         config: the model's shape.
         checkpoint_dir: the folder that it was loaded from; None for random weights.
         kept_engine: makes and keeps the engine of `generate`; may be assigned.
+        split_sounds: whether a sound that is longer than the model hears is split into equal pieces, each a sound of
+            its own; otherwise it is an error. May be assigned.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class LLM(nn.Module):
         self.checkpoint_dir = checkpoint_dir
         self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
         self.kept_engine = KeptEngine()
+        self.split_sounds = False
         self._is_mixed = False
         tokenizer.check_rows(self.config.padded_vocab_size or 0)
         print_message(*tokenizer.warnings)
@@ -291,9 +295,14 @@ class LLM(nn.Module):
         return self.prompt_encoder().has_format(chat_template)
 
     def prompt_encoder(self) -> PromptEncoder:
-        """The formats of prompts."""
+        """The formats of prompts.
+
+        Raises:
+            UserError: if `split_sounds` is set for a model that does not hear.
+        """
         placer = partial(open_prompt_placer, self.tokenizer, self.config)
-        return PromptEncoder(self.tokenizer, self.chat, self.prompt_style, placer)
+        split = open_splitter(self.tokenizer.folder, self.config) if self.split_sounds else None
+        return PromptEncoder(self.tokenizer, self.chat, self.prompt_style, placer, split)
 
     def generate(
         self,

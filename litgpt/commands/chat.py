@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +13,14 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.generation import load_llm
-from litgpt.infer.chat.history import ChatHistory
+from litgpt.infer.chat.history import NO_FILES, ChatHistory
 from litgpt.infer.chat.model import Answer, ChatModel
 from litgpt.infer.chat.terminal import ChatTerminal, hide_typed_text
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.text_settings import get_text_settings, prepare_texts
 from litgpt.interrupts import notice_interrupt, suspend_exit_on_interrupt
 from litgpt.recipe.chat import Chat
+from litgpt.recipe.generate import AN_EXAMPLE
 
 
 def run(recipe: Chat) -> None:
@@ -99,17 +101,17 @@ def reset(text: str, model: ChatModel, terminal: ChatTerminal) -> None:
     """Begin a new conversation."""
     refuse_text("/reset", text)
     model.history.exchanges.clear()
-    model.history.images = ()
+    model.history.media = NO_FILES
     terminal.print_line("A new conversation begins.")
 
 
-def add_image(text: str, model: ChatModel, terminal: ChatTerminal) -> None:
-    """Add an image to the next message, or remove those that were added."""
+def add_medium(kind: str, text: str, model: ChatModel, terminal: ChatTerminal) -> None:
+    """Add a medium to the next message, or remove those of its kind that were added."""
     if text:
-        model.history.add_image(str(Path(text).expanduser().absolute()))
+        model.history.add_medium(kind, str(Path(text).expanduser().absolute()))
     else:
-        model.history.images = ()
-    terminal.print_line(f"Images of the next message: {len(model.history.images)}")
+        model.history.remove_media(kind)
+    terminal.print_line(f"{kind.capitalize()}s of the next message: {len(model.history.media.get(kind, ()))}")
 
 
 def save(text: str, model: ChatModel, terminal: ChatTerminal) -> None:
@@ -155,7 +157,12 @@ class SlashCommand(NamedTuple):
 SLASH_COMMANDS = {
     "/system": SlashCommand("TEXT", "set the system message; without TEXT, remove it", set_system),
     "/reset": SlashCommand("", "begin a new conversation, with the same system message", reset),
-    "/image": SlashCommand("FILE", "add an image to the next message; without FILE, remove those added", add_image),
+    **{
+        f"/{kind}": SlashCommand(
+            "FILE", f"add {an} to the next message; without FILE, remove those added", partial(add_medium, kind)
+        )
+        for kind, an in AN_EXAMPLE.items()
+    },
     "/save": SlashCommand("FILE", "save the conversation as a new .jsonl file to train on", save),
     "/help": SlashCommand("", "list these commands", show_help),
 }

@@ -11,7 +11,7 @@ from litgpt.recipe.serve import Serve
 
 try:
     from litgpt.infer.server.app import Server, ServerSettings, build_app
-    from litgpt.infer.server.contents import ImageLimits
+    from litgpt.infer.server.contents import MediaLimits
     from litgpt.infer.server.engine_thread import EngineThread
     from litgpt.infer.server.listener import open_socket, run_app
     from litgpt.infer.server.model import Defaults, ServedModel
@@ -68,7 +68,9 @@ def load_adapted(name: str, folder: Path, base: LLM, recipe: Serve) -> LLM:
 
 def build_model(name: str, folder: Path, llm: LLM, recipe: Serve) -> ServedModel:
     """A model with an engine of its own, because keys and values of models differ."""
-    limits = ImageLimits(recipe.max_images, recipe.max_image_pixels)
+    counts = {"image": recipe.max_images, "video": recipe.max_videos, "audio": recipe.max_audios}
+    llm.split_sounds = recipe.split_sounds
+    limits = MediaLimits(counts, recipe.max_image_pixels, recipe.max_video_pixels)
     defaults = Defaults(recipe.max_new_tokens, recipe.temperature, recipe.top_k, recipe.top_p, limits)
     engine = Engine(
         llm.model,

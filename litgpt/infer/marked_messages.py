@@ -1,10 +1,12 @@
 """Messages with a mark in the place of each image, video or sound."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from litgpt.data.media.long_sounds import Splitter
 from litgpt.data.media.pictures import open_picture
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import KINDS_OF_BLOCKS, MEDIA_KINDS, Medium
@@ -19,7 +21,7 @@ ChatMessages = Sequence[Mapping[str, Any]]
 
 
 def mark_media(
-    messages: ChatMessages, sources: MediaSources, folder: Path | None = None
+    messages: ChatMessages, sources: MediaSources, folder: Path | None = None, split: Splitter | None = None
 ) -> tuple[list[Mapping[str, Any]], list[Medium]]:
     """The messages with a mark in the place of each medium, and the media in order; as in the rows of training.
 
@@ -27,6 +29,7 @@ def mark_media(
         messages: with blocks of media, or tags for `sources`.
         sources: media without a tag are before the text of the first message that is not the system's.
         folder: that paths are relative to and may not leave; None for any paths.
+        split: puts the pieces of long sounds in their place; None to leave them as they are.
 
     Raises:
         UserError: if one has no source that can be used.
@@ -39,6 +42,7 @@ def mark_media(
     try:
         attached = attach_media([parse_media(message) for message in messages[system:]], sources)
         attached = resolve_media(attached, folder)
+        attached = attached if split is None else tuple(map(split, attached))
     except BadRow as error:
         raise UserError(f"{kinds[0]}: {error}") from None
     marked = [
@@ -70,23 +74,27 @@ def parse_media(message: Mapping[str, Any]) -> Message:
     return parsed[0]
 
 
-def build_content(text: str, sources: Sequence[str]) -> str | list[dict[str, str]]:
-    """The content of a message with images, as blocks, in the place of its tags or before the text; a text without.
+def build_content(text: str, sources: Mapping[str, Sequence[str]]) -> str | list[dict[str, str]]:
+    """The content of a message with media, as blocks, in the place of its tags or before the text; a text without.
+
+    Args:
+        sources: the paths of media, by kind.
 
     Raises:
-        UserError: if there are more tags than images.
+        UserError: if there are more tags of a kind than media.
     """
-    if not sources:
+    kinds = {form.tag: kind for kind, form in MEDIA_KINDS.items() if sources.get(kind)}
+    if not kinds:
         return text
-    tag = MEDIA_KINDS["image"].tag
-    parts = text.split(tag)
-    if len(parts) - 1 > len(sources):
-        raise UserError(f"image: {len(parts) - 1} tags {tag}, but {len(sources)} images; give one for each tag")
-    blocks = [{"type": "image", "path": source} for source in sources]
-    content, rest = blocks[: len(sources) - len(parts) + 1], blocks[len(sources) - len(parts) + 1 :]
-    for number, part in enumerate(parts):
-        content += [{"type": "text", "text": part}] if part else []
-        content += rest[number : number + 1]
+    parts = re.split(f"({'|'.join(map(re.escape, kinds))})", text)
+    content, waiting = list[dict[str, str]](), dict[str, Iterator[dict[str, str]]]()
+    for tag, kind in kinds.items():
+        blocks, tags = [{"type": kind, "path": path} for path in sources[kind]], parts.count(tag)
+        if tags > len(blocks):
+            raise UserError(f"{kind}: {tags} tags {tag}, but {len(blocks)} {kind}s; give one for each tag")
+        content += blocks[: len(blocks) - tags]
+        waiting[tag] = iter(blocks[len(blocks) - tags :])
+    content += [next(waiting[part]) if part in waiting else {"type": "text", "text": part} for part in parts if part]
     return content
 
 

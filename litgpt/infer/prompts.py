@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from litgpt.data.media.long_sounds import Splitter
 from litgpt.data.media.reader import build_media_reader
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
@@ -40,12 +41,14 @@ class PromptEncoder:
         chat: the chat template in its folder, or None.
         style: the prompt style that its folder names, or None; it takes precedence, because the last training used it.
         open_placer: opens what writes the places or codes of images; returns None for a model that reads none.
+        split: puts the pieces of long sounds in their place; None for a long sound to be an error.
     """
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None
     style: PromptStyle | None
     open_placer: Callable[[], FeaturePlacer | CodePlacer | None] = lambda: None
+    split: Splitter | None = None
 
     def has_format(self, chat_template: bool | None) -> bool:
         """Whether the prompt is a user's message and the text a reply; otherwise the text continues the prompt.
@@ -88,7 +91,7 @@ class PromptEncoder:
         for key, text in (("prompt", prompt), ("sys_prompt", sys_prompt or "")):
             if (position := find_surrogate(text)) is not None:
                 raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
-        (message,), media = mark_media([{"role": "user", "content": prompt}], sources, folder)
+        (message,), media = mark_media([{"role": "user", "content": prompt}], sources, folder, self.split)
         prompt = message["content"]
         if not self.has_format(chat_template):
             if sys_prompt is not None:
@@ -141,7 +144,7 @@ class PromptEncoder:
             UserError: if there is no chat template, or it rejects the chat; or if the model does not read these
                 media, or one cannot be read.
         """
-        marked, media = mark_media(messages, sources, folder)
+        marked, media = mark_media(messages, sources, folder, self.split)
         return self._encode_marked(marked, media, tools)
 
     def _encode_marked(

@@ -49,6 +49,9 @@ class GenerationSettings:
     """A regular expression that each text matches."""
     stop: str | list[str] | None = None
     """A string or a list of strings at which a text ends; they are not printed."""
+    split_sounds: bool = False
+    """Split a sound that is longer than the model hears into equal pieces, each a sound of its own; else it is an
+    error."""
     seed: Seed = 1234
     """Random seed of the sampling."""
     quantize: InferenceQuantFormat | None = None

@@ -12,6 +12,7 @@ from litgpt.recipe.generate import InferencePrecision, InferenceQuantFormat, Tem
 
 Port = Annotated[int, Ge(0), Le(65535)]
 Seconds = Annotated[float, Ge(0.001), Le(1e6)]
+FilmPixels = Annotated[int, Ge(1), Le(10**15)]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ class Serve:
     """Maximum number of images of a request, for models that see."""
     max_image_pixels: Count = 2**25
     """Maximum number of pixels of an image."""
+    max_videos: Count = 4
+    """Maximum number of videos of a request, for models that read videos."""
+    max_video_pixels: FilmPixels = 2**33
+    """Maximum number of pixels of all frames of a video together: two minutes of 1080p by default."""
+    max_audios: Count = 16
+    """Maximum number of sounds of a request, for models that hear."""
+    split_sounds: bool = False
+    """Split a sound that is longer than the model hears into equal pieces, each a sound of its own; else it is an
+    error."""
     grace_seconds: Position = 30
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
 

@@ -72,7 +72,8 @@ def test_commands_of_the_chat(chat: Chat, tmp_path: Path) -> None:
         "/save: there is no answer to save; write a message first",
         f"/save: {path} exists, and is not overwritten; use another name",
         "/save: 'x.txt' is not the name of a .jsonl file; write /save chat.jsonl, for example",
-        "/stop: not a command; use /system, /reset, /image, /save, /help, or begin a message with a space",
+        "/stop: not a command; use /system, /reset, /image, /video, /audio, /save, /help, or begin a message with a "
+        "space",
         "/reset: 'now' has no effect; leave it out",
         f"/save: {tmp_path}/none/x.jsonl cannot be written (No such file or directory); use another name",
     ]

@@ -1,5 +1,7 @@
 """Prompts with sounds: texts as those of transformers, sources, what is shared, and what is refused."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,28 @@ def test_models_that_do_not_hear_refuse_sounds(folder: Path, tmp_path: Path) -> 
         UserError, match=r"^audio: the model has no audio tower; leave it out, or use a model that hears"
     ):
         deaf.generate("Which?", audios=[folder / "low.wav"], **SETTINGS)
+
+
+def test_a_chat_has_sounds(
+    llm: LLM,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [f"/audio {folder}/none.wav", f"/audio {folder}/low.wav", "/audio", f"/audio {folder}/high.wav"]
+    lines += [f"/image {folder}/low.wav", "Which?", "Hello", f"/save {tmp_path}/chat.jsonl", ""]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(folder / "model"), "--max_new_tokens", "6", "--temperature", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "none.wav: sound not found" in err and "image: image data is not supported (by this model)" in err
+    assert [line for line in out.splitlines() if line.startswith("Audios of")] == [
+        f"Audios of the next message: {count}" for count in (1, 0, 1)
+    ]
+    messages = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
+    sound = {"type": "audio", "path": f"{folder}/high.wav"}
+    assert messages[0]["content"] == [sound, {"type": "text", "text": "Which?"}] and messages[2]["content"] == "Hello"
+    assert messages[1]["content"] == llm.generate("Which?", audios=[folder / "high.wav"], **SETTINGS)
 
 
 def test_the_command_takes_sounds(

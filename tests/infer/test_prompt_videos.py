@@ -1,5 +1,6 @@
 """Prompts with videos: texts are those of the model without a cache; sources, the command, and what is refused."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,33 @@ def test_videos_are_paths_and_bytes_and_rows(folder: Path, capsys: pytest.Captur
     assert main([*line, "--prompts", str(write_rows(folder, rows))]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["text"] for each in lines] == [expected] * 2 and lines[0]["videos"] == ["a.mp4"]
+
+
+def test_a_chat_has_images_and_videos(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"/{kind} {folder}/{name}" for kind, name in (("video", "a.mp4"), ("image", "c.png"), ("video", "b.mp4"))]
+    question = "Is <video> as <image>?"
+    lines += ["/audio a.wav", question, f"/save {tmp_path}/chat.jsonl", ""]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat", str(folder / "qwen2_vl"), *FLAGS]) == 0
+    out, err = capsys.readouterr()
+    assert "Videos of the next message: 2" in out and "audio: audio data is not supported (by this model)" in err
+    first, second = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
+    parts = [
+        ("video", "a.mp4"),
+        ("text", "Is "),
+        ("video", "b.mp4"),
+        ("text", " as "),
+        ("image", "c.png"),
+        ("text", "?"),
+    ]
+    blocks = [
+        {"type": kind, **({"text": text} if kind == "text" else {"path": f"{folder}/{text}"})} for kind, text in parts
+    ]
+    assert first["content"] == blocks
+    media = {"images": [folder / "c.png"], "videos": [folder / "a.mp4", folder / "b.mp4"]}
+    assert second["content"] == LLM.load(folder / "qwen2_vl", distribute=None).generate(question, **media, **SETTINGS)
 
 
 WRONG: list[tuple[Any, str, str]] = [

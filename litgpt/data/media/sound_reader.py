@@ -76,7 +76,11 @@ class SoundReader:
         Raises:
             UserError: if it cannot be read, or the tower does not read its length.
         """
-        frames = self.settings.count_frames(read_sound_samples(find_source(medium), self.settings))
+        if medium.stop is None:
+            samples = read_sound_samples(find_source(medium), self.settings)
+        else:
+            samples = medium.stop - medium.start
+        frames = self.settings.count_frames(samples)
         check_lengths(self.shape, (frames,))
         return SoundPlan(frames, self.settings.hop / self.settings.rate)
 
@@ -90,7 +94,7 @@ class SoundReader:
         Raises:
             UserError: if it cannot be decoded, or has not the length of before.
         """
-        samples = decode_sound(find_source(medium), self.settings)
+        samples = decode_sound(find_source(medium), self.settings, medium.start, medium.stop)
         frames = self.settings.count_frames(len(samples))
         if ((frames, 1, 1),) != tuple(grids):
             raise UserError(f"{medium.name}: not of the length that it had when the data was prepared; restore it")

@@ -1,6 +1,6 @@
 """Open sounds, and compute their log-mel frames as the published processor of a model folder does, to the bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -99,8 +99,10 @@ def open_sound(source: Path | bytes) -> "Iterator[tuple[InputContainer, AudioStr
         if not container.streams.audio:
             raise ValueError("no sound in it")
         stream = container.streams.audio[0]
-        if not stream.codec_context.sample_rate:
-            raise ValueError("no sampling rate")
+        if stream.codec_context is None:
+            raise ValueError("no decoder for it")
+        if not stream.codec_context.sample_rate or not stream.codec_context.channels:
+            raise ValueError("no sampling rate or no channel")
         if container.format.name == "wav" and (missing := count_missing_bytes(source)) > 0:
             raise ValueError(f"it is cut off, {missing:,} bytes are missing")
         yield container, stream
@@ -119,19 +121,35 @@ def count_missing_bytes(source: Path | bytes) -> int:
     return said + RIFF_HEADER - size if is_known else 0
 
 
-def read_sound_samples(source: Path | bytes, settings: SoundSettings) -> int:
+def read_sound_samples(source: Path | bytes, settings: SoundSettings, *, pieces: int = 1) -> int:
     """The number of samples of a sound at the rate of the settings: from its header, or if that does not say, decoded.
 
+    Args:
+        pieces: the most sounds of the length that the model reads that it may be as long as.
+
     Raises:
-        MediumError: as `open_sound`, or if it is longer than the model reads, or has no samples.
+        MediumError: as `open_sound`, or if it is longer, or has no samples.
     """
-    with open_sound(source) as (_, stream):
+    with open_sound(source) as (container, stream):
         samples, rate = find_samples(stream), stream.codec_context.sample_rate
-    if samples is None:
-        return len(decode_sound(source, settings))
+        if samples is None:
+            samples = 0
+            for frame in container.decode(stream):
+                samples, rate = samples + frame.samples, frame.sample_rate  # which may be twice that of the header
+                check_samples(source, -(-samples * settings.rate // rate), settings, pieces)
     resampled = -(-samples * settings.rate // rate)
-    check_samples(source, resampled, settings)
+    check_samples(source, resampled, settings, pieces)
     return resampled
+
+
+def read_sound_formats(source: Path | bytes) -> list[str]:
+    """FFmpeg's names of the format of a sound's file, of which it has several for some.
+
+    Raises:
+        MediumError: as `open_sound`.
+    """
+    with open_sound(source) as (container, _):
+        return container.format.name.split(",")
 
 
 def find_samples(stream: "AudioStream") -> int | None:
@@ -141,42 +159,65 @@ def find_samples(stream: "AudioStream") -> int | None:
     return round(stream.duration * stream.time_base * stream.codec_context.sample_rate)
 
 
-def check_samples(source: Path | bytes, samples: int, settings: SoundSettings) -> None:
+def check_samples(source: Path | bytes, samples: int, settings: SoundSettings, pieces: int = 1) -> None:
     """Check the length of a sound.
 
     Raises:
-        MediumError: if it is longer than the model reads, or empty.
+        MediumError: if it is longer than the model reads, in this number of pieces, or empty.
     """
     name = str(source) if isinstance(source, Path) else KIND
-    if samples > settings.most_samples:
+    if samples > settings.most_samples * pieces:
         seconds = f"{samples / settings.rate:.1f} s"
-        cure = f"cut it into pieces of at most {settings.seconds} s"
+        cure = f"cut it into pieces of at most {settings.seconds * pieces} s"
         raise MediumError(name, "sound that is too long", seconds, cure)
     if samples <= 0:
         raise MediumError(name, "not a sound that can be read", "no samples", "use one with samples")
 
 
-def decode_sound(source: Path | bytes, settings: SoundSettings) -> Tensor:
+def decode_sound(source: Path | bytes, settings: SoundSettings, start: int = 0, stop: int | None = None) -> Tensor:
     """The samples (N,) of a sound, float32, the mean of its channels at the rate of the settings.
+
+    Args:
+        start, stop: of a piece of the sound, after which nothing is decoded; None for all of one that the model reads.
 
     Raises:
         MediumError: as `read_sound_samples`, or if the file is cut off.
     """
-    av, parts, decoded, rate = import_av(KIND), list[np.ndarray](), 0, 1
+    av, parts, given, decoded, rate = import_av(KIND), list[np.ndarray](), 0, 0, 1
     with open_sound(source) as (container, stream):
         expected = find_samples(stream)
         resampler = av.AudioResampler(format="fltp", rate=settings.rate)
         for frame in container.decode(stream):
-            decoded, rate = decoded + frame.samples, frame.sample_rate  # which may be twice that of the header
-            check_samples(source, -(-decoded * settings.rate // rate), settings)
-            parts += [each.to_ndarray().mean(0) for each in resampler.resample(frame)]
-        parts += [each.to_ndarray().mean(0) for each in resampler.resample(None)] if parts else []
-        if expected is not None and decoded != expected:
-            raise ValueError(f"the header says {expected} samples, but {decoded} are there")
-    samples = -(-decoded * settings.rate // rate)
-    check_samples(source, samples, settings)
-    resampled = torch.from_numpy(np.concatenate(parts))[:samples]  # the resampler's last samples depend on its filter
-    return torch.nn.functional.pad(resampled, (0, samples - len(resampled)))
+            decoded, rate = decoded + frame.samples, frame.sample_rate
+            if stop is None:
+                check_samples(source, -(-decoded * settings.rate // rate), settings)
+            given = add_samples(parts, resampler.resample(frame), given, start)
+            if stop is not None and given >= stop:
+                break
+        else:
+            samples = -(-decoded * settings.rate // rate)
+            stop = samples if stop is None else stop
+            check_samples(source, min(samples, settings.most_samples), settings)  # whether there are any
+            add_samples(parts, resampler.resample(None), given, start)
+            if samples < stop or expected not in (None, decoded):
+                raise ValueError(f"the header says {expected} samples, but {decoded} are there")
+    # the resampler's last samples depend on its filter, which may keep all of a sound of a few
+    piece = torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.float32)]))[: stop - start]
+    return torch.nn.functional.pad(piece, (0, stop - start - len(piece)))
+
+
+def add_samples(parts: list[np.ndarray], frames: Sequence[Any], given: int, start: int) -> int:
+    """Add the samples of decoded frames from `start` on to parts; the number of all samples so far.
+
+    Args:
+        given: the number of samples before these.
+    """
+    for frame in frames:
+        values = frame.to_ndarray().mean(0)
+        if given + len(values) > start:
+            parts.append(values[max(start - given, 0) :])
+        given += len(values)
+    return given
 
 
 def compute_log_mel(samples_N: Tensor, settings: SoundSettings) -> Tensor:

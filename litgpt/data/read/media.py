@@ -64,12 +64,15 @@ class Medium:
         data: its bytes in base64; both are None for one that a column of the row holds, or that is not fetched yet.
         kind: one of `MEDIA_KINDS`.
         url: where it is, or was fetched from.
+        start, stop: the samples of a sound that it is a piece of, at the rate of the model; None for all of it.
     """
 
     path: str | None = None
     data: str | None = None
     kind: str = "image"
     url: str | None = None
+    start: int = 0
+    stop: int | None = None
 
     @property
     def is_known(self) -> bool:

@@ -24,6 +24,7 @@ from annotated_types import Ge, Le
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium, refuse_url
+from litgpt.data.read.message import Message
 from litgpt.data.read.row_media import resolve_media
 from litgpt.errors import UserError
 from litgpt.files import sync_file, write_text
@@ -78,19 +79,23 @@ def open_fetcher(folder: Path, limits: MediaUrls) -> Callable[[Medium], Path]:
     return lambda medium: fetcher.fetch(medium.name)
 
 
-def build_resolver(folder: Path, downloads: Path, urls: MediaUrls) -> Callable[[Conversation], Conversation]:
+def build_resolver(
+    folder: Path, downloads: Path, urls: MediaUrls, split: Callable[[Message], Message] | None = None
+) -> Callable[[Conversation], Conversation]:
     """What finds the files of the media of conversations, or raises a BadRow.
 
     Args:
         folder: that paths are relative to and may not leave.
         downloads: in whose folder `media` the files of URLs are kept.
+        split: puts the pieces of long sounds in their place; None to leave them as they are.
     """
     fetch = open_fetcher(downloads.absolute() / "media", urls)
 
     def resolve(conversation: Conversation) -> Conversation:
         if not conversation.media:
             return conversation
-        return replace(conversation, messages=resolve_media(conversation.messages, folder, fetch))
+        messages = resolve_media(conversation.messages, folder, fetch)
+        return replace(conversation, messages=messages if split is None else tuple(map(split, messages)))
 
     return resolve
 

@@ -1,41 +1,93 @@
-"""The contents of the messages of a request: texts, and images as data URLs."""
+"""The contents of the messages of a request: texts, and images, videos and sounds as data URLs or base64."""
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from litgpt.data.media.containers import read_video_header
+from litgpt.data.media.errors import MissingExtraError
 from litgpt.data.media.pictures import read_picture_size
+from litgpt.data.media.sounds import read_sound_formats
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
 from litgpt.infer.server.errors import ApiError
 
+INPUT_FORMATS = {name: name for name in ("wav", "mp3", "flac", "ogg", "aac", "aiff", "webm")}
+INPUT_FORMATS |= {"opus": "ogg", "m4a": "m4a", "mp4": "mp4"}
+"""FFmpeg's name for the file of each `format` of an `input_audio`."""
+
 
 @dataclass(frozen=True)
-class ImageLimits:
-    """How many images a request may have, and how many pixels each."""
+class MediaLimits:
+    """How many media of each kind a request may have, and how many pixels an image, and all frames of a video."""
 
-    count: int
-    pixels: int
+    counts: Mapping[str, int]
+    image_pixels: int
+    video_pixels: int
 
 
-def read_contents(messages: Sequence[dict[str, Any]], limits: ImageLimits) -> None:
-    """Replace the contents of messages by texts, or by lists of texts and images where there are images.
+@dataclass(frozen=True)
+class MediaPart:
+    """A type of the parts of a content.
+
+    Attributes:
+        kind: of its medium.
+        keys: of its object, all of texts; the first is that of a data URL, `url`, or of base64, `data`.
+        example: of the text at the first key.
+    """
+
+    kind: str
+    keys: tuple[str, ...]
+    example: str
+
+
+MEDIA_PARTS = {
+    "image_url": MediaPart("image", ("url",), "data:image/png;base64,..."),
+    "video_url": MediaPart("video", ("url",), "data:video/mp4;base64,..."),
+    "audio_url": MediaPart("audio", ("url",), "data:audio/wav;base64,..."),
+    "input_audio": MediaPart("audio", ("data", "format"), "UklGR..."),
+}
+"""OpenAI's parts, and those of the same form that vLLM and transformers take."""
+
+
+@dataclass(frozen=True)
+class RequestMedium:
+    """A medium of a request.
+
+    Attributes:
+        data: the bytes of its file.
+        where: it is in its part, for errors.
+        format: that the request says it has; None if it does not say so.
+    """
+
+    kind: str
+    data: bytes
+    where: str
+    format: str | None
+
+
+def parse_contents(messages: Sequence[dict[str, Any]]) -> list[RequestMedium]:
+    """Replace the contents of messages by texts, or by lists of texts and media where there are media.
+
+    Returns:
+        The media, in order, which `check_request_media` reads.
 
     Raises:
-        ApiError: for a part of another kind, or an image that is not a data URL, too large, or one too many.
+        ApiError: for a part of another kind, or a medium that is not a data URL or base64.
     """
-    count = 0
+    listed: list[RequestMedium] = []
     for message in messages:
         content = message.get("content")
         content = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-        parts = [read_part(part, limits) for part in content]
-        images = sum(not isinstance(part, str) for part in parts)
-        count += images
-        message["content"] = parts if images else "".join(map(str, parts))
-    if count > limits.count:
-        raise refuse(f"{count} images are more than max_images: {limits.count}; send fewer")
+        parts = [parse_part(part) for part in content]
+        media = [part for part in parts if isinstance(part, RequestMedium)]
+        blocks = [part if isinstance(part, str) else {"type": part.kind, "bytes": part.data} for part in parts]
+        message["content"] = blocks if media else "".join(map(str, blocks))
+        listed += media
+    return listed
 
 
 def refuse(message: str) -> ApiError:
@@ -43,41 +95,44 @@ def refuse(message: str) -> ApiError:
     return ApiError(400, f"messages: {message}", param="messages")
 
 
-def read_part(part: dict[str, Any], limits: ImageLimits) -> Any:
-    """A text, or an image as a block with its bytes."""
-    kind = part.get("type")
-    if kind == "text" and isinstance(part.get("text"), str):
+def parse_part(part: dict[str, Any]) -> str | RequestMedium:
+    """A text, or a medium with its bytes."""
+    name = str(part.get("type"))
+    if name == "text" and isinstance(part.get("text"), str):
         return check_surrogates(part["text"])
-    if kind != "image_url":
-        raise refuse(f"content of type {str(kind)[:100]!r} is not supported; use text or image_url")
-    image = part.get("image_url")
-    image = image if isinstance(image, dict) else {}
-    url = image.get("url")
-    if not isinstance(url, str):
-        raise refuse('image_url is not an object with a url; send {"url": "data:image/png;base64,..."}')
-    if image.get("detail", "auto") != "auto":
-        raise refuse(f"image_url.detail: {str(image['detail'])[:40]!r} is not supported; leave it out")
-    if not url.startswith("data:"):
-        raise refuse(f"image_url.url: {url[:40]!r} is not fetched; send the image itself: data:image/png;base64,...")
-    data = decode_base64(url)
-    try:
-        height, width = read_picture_size(data)
-    except UserError as error:
-        raise refuse(f"image_url.url: {error}") from None
-    if height * width > limits.pixels:
-        raise refuse(f"image of {width} x {height} pixels: more than max_image_pixels: {limits.pixels}; send a smaller")
-    return {"type": "image", "bytes": data}
+    if name not in MEDIA_PARTS:
+        names = ", ".join(["text", *MEDIA_PARTS])
+        raise refuse(f"content of type {name[:100]!r} is not supported; use one of {names}")
+    form, given = MEDIA_PARTS[name], part.get(name)
+    given = {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else {}
+    if not all(isinstance(given.get(key), str) for key in form.keys):
+        has, rest = " and ".join(f"a {key}" for key in form.keys), ', "format": "wav"' * (len(form.keys) - 1)
+        raise refuse(f'{name} is not an object with {has}; send {{"{form.keys[0]}": "{form.example}"{rest}}}')
+    for key in given.keys() - {*form.keys}:
+        if (name, key, given[key]) != ("image_url", "detail", "auto"):
+            raise refuse(f"{name}.{key[:40]}: {repr(given[key])[:40]} is not supported; leave it out")
+    where = f"{name}.{form.keys[0]}"
+    text = given[form.keys[0]]
+    data = decode_url(text, where, form) if form.keys[0] == "url" else decode_base64(text, where)
+    return RequestMedium(form.kind, data, where, given.get("format"))
 
 
-def decode_base64(url: str) -> bytes:
+def decode_url(url: str, where: str, form: MediaPart) -> bytes:
     """The bytes of a data URL."""
+    if not url.startswith("data:"):
+        raise refuse(f"{where}: {url[:40]!r} is not fetched; send the {form.kind} itself: {form.example}")
     head, _, text = url.partition(",")
     if not head.endswith(";base64"):
-        raise refuse("image_url.url: is not base64; send data:image/png;base64,...")
+        raise refuse(f"{where}: is not base64; send {form.example}")
+    return decode_base64(text, where)
+
+
+def decode_base64(text: str, where: str) -> bytes:
+    """The bytes that a text is base64 of."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise refuse(f"image_url.url: not base64 ({error}); encode the bytes of the file") from None
+        raise refuse(f"{where}: not base64 ({error}); encode the bytes of the file") from None
 
 
 def check_surrogates(text: str) -> str:
@@ -85,3 +140,58 @@ def check_surrogates(text: str) -> str:
     if (position := find_surrogate(text)) is not None:
         raise refuse(f"a text is not UTF-8 at character {position + 1}; give it in UTF-8")
     return text
+
+
+def check_request_media(media: Sequence[RequestMedium], limits: MediaLimits) -> None:
+    """Check the number and the headers of the media of a request.
+
+    Raises:
+        ApiError: if one cannot be read, is too large, or is one too many.
+    """
+    for kind, count in Counter(medium.kind for medium in media).items():
+        if count > limits.counts[kind]:
+            raise refuse(f"{count} {kind}s are more than max_{kind}s: {limits.counts[kind]}; send fewer")
+    for medium in media:
+        try:
+            HEADER_CHECKS[medium.kind](medium, limits)
+        except MissingExtraError as error:
+            raise ApiError(501, str(error), kind="server_error") from None
+        except UserError as error:
+            raise refuse(f"{medium.where}: {error}") from None
+
+
+def check_image(medium: RequestMedium, limits: MediaLimits) -> None:
+    """Check the size of an image."""
+    height, width = read_picture_size(medium.data)
+    if height * width > limits.image_pixels:
+        size, limit = f"{width} x {height} pixels", f"max_image_pixels: {limits.image_pixels}"
+        raise refuse(f"image of {size}: more than {limit}; send a smaller one")
+
+
+def check_video(medium: RequestMedium, limits: MediaLimits) -> None:
+    """Check the size and number of the frames of a video, which are all decoded if one of the last is read."""
+    header = read_video_header(medium.data)
+    height, width = header.size
+    if header.frames * height * width > limits.video_pixels:
+        size, limit = f"{header.frames} frames of {width} x {height} pixels", f"max_video_pixels: {limits.video_pixels}"
+        raise refuse(f"video of {size}: more than {limit}; send a shorter or smaller one")
+
+
+def check_sound(medium: RequestMedium, _limits: MediaLimits) -> None:
+    """Check the format of a sound, whose length the processor of the model limits."""
+    formats = read_sound_formats(medium.data)
+    if medium.format is None:
+        return
+    if medium.format not in INPUT_FORMATS:
+        names = ", ".join(INPUT_FORMATS)
+        raise refuse(f"input_audio.format: {medium.format[:40]!r} is not supported; use one of {names}")
+    if INPUT_FORMATS[medium.format] not in formats:
+        raise refuse(f"input_audio.format: {medium.format!r} is not that of the sound, {formats[0]}; send its own")
+
+
+HEADER_CHECKS: dict[str, Callable[[RequestMedium, MediaLimits], None]] = {
+    "image": check_image,
+    "video": check_video,
+    "audio": check_sound,
+}
+"""By the kind of a medium."""

@@ -1,6 +1,7 @@
 """The model that a server serves: requests from bodies, and answers from tokens."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request, check_prompt
 from litgpt.infer.sampling import Constraint, Sampling
-from litgpt.infer.server.contents import ImageLimits, read_contents
+from litgpt.infer.server.contents import MediaLimits, check_request_media, parse_contents
 from litgpt.infer.server.errors import ApiError
 from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, NamedTool, ResponseFormat
 from litgpt.infer.server.texts import AnswerText, CallReader
@@ -31,7 +32,7 @@ class Defaults:
     temperature: float
     top_k: int | None
     top_p: float
-    images: ImageLimits
+    media: MediaLimits
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ServedModel:
     def __init__(self, name: str, folder: Path, engine: Engine, encoder: PromptEncoder, defaults: Defaults) -> None:
         self.name, self.folder, self.engine, self.encoder, self.defaults = name, folder, engine, encoder, defaults
         self._compiler: ConstraintCompiler | None = None
-        self._decoding = Lock()  # pixels take much more memory than their file
+        self._decoding = Lock()  # frames and pixels take much more memory than their file
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -88,9 +89,10 @@ class ServedModel:
         for message in messages:
             if message["role"] == "developer":
                 message["role"] = "system"
-        read_contents(messages, self.defaults.images)
-        reader = self._prepare_tools(body)
-        prompt = self._encode_chat(messages, reader)
+        media, reader = parse_contents(messages), self._prepare_tools(body)
+        with self._decoding if media else nullcontext():
+            check_request_media(media, self.defaults.media)
+            prompt = self._encode_chat(messages, reader)
         stop_tokens, stops = self.encoder.get_stops(True)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         if body.top_logprobs is not None and not body.logprobs:
