@@ -1,9 +1,12 @@
 """A tiny model that sees and hears, with random weights, tokenizer, chat template and processors, and rows for it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from litgpt.data.tokenizer import train_tokenizer
@@ -85,6 +88,20 @@ def write_omni_model(folder: Path, *, seed: int = 0) -> Path:
     return write_random_weights(source, folder, seed=seed)
 
 
+def write_whole_model(folder: Path, thinker: Path) -> Path:
+    """Write a folder of a thinker as one of the whole model, with two tensors of its other parts, and return it."""
+    shutil.copytree(thinker, folder)
+    (folder / "model_config.yaml").unlink()
+    tensors = {f"thinker.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    others = {"talker.codec_head.weight": torch.arange(6.0).view(2, 3), "token2wav.filter": torch.ones(3)}
+    save_file({**tensors, **others}, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniForConditionalGeneration"]}
+    config |= {"thinker_config": json.loads((thinker / "config.json").read_text()), "talker_config": {"vocab_size": 2}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "spk_dict.pt").write_bytes(b"voices")
+    return folder
+
+
 def write_media(folder: Path) -> None:
     """Draw `a.png`, `b.wav`, of several chunks, `c.mp4` and `d.wav`."""
     draw_image(folder / "a.png", (200, 30, 40), (24, 16))
@@ -105,6 +122,8 @@ def write_omni_rows(folder: Path) -> Path:
             "<audio>?",
             "Hello",
             "<audio><image><audio>?",
+            "<video>?",
+            "Hi",
         ]
     ):
         columns = {

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from litgpt.cli import main
 from litgpt.data.modules.finetuning import Packing
-from tests.omni_model import write_omni_model, write_omni_rows
+from tests.omni_model import write_omni_model, write_omni_rows, write_whole_model
 from tests.train.test_vision_training import compute, finetune
 
 
@@ -63,3 +64,26 @@ def test_packed_rows_equal_padded_ones(base: Path) -> None:
         assert other_loss == pytest.approx(loss, abs=1e-9)
         for name, gradient in gradients.items():
             torch.testing.assert_close(others[name], gradient, atol=1e-9, rtol=1e-7)
+
+
+def test_further_parts_of_a_model_go_along(base: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write_whole_model(whole / "model", base / "model")
+    write_omni_rows(whole)
+    finetune(whole, tmp_path / "out", command="finetune")
+    merged = tmp_path / "merged"
+    assert main(["merge_lora", str(tmp_path / "out" / "adapter"), "--output_dir", str(merged)]) == 0
+    before = load_file(whole / "model" / "model.safetensors")
+    for folder in (tmp_path / "out" / "final", merged):
+        after = load_file(folder / "model.safetensors")
+        changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+        assert after.keys() == before.keys() and changed
+        assert all(name.startswith("thinker.model.layers.") for name in changed)
+        values = json.loads((folder / "config.json").read_text())
+        assert values["model_type"] == "qwen2_5_omni" and values["talker_config"] == {"vocab_size": 2}
+        assert (folder / "spk_dict.pt").read_bytes() == b"voices"
+    assert main(["convert_to_litgpt", str(merged), "--dtype", "bfloat16"]) == 0
+    types = {name: tensor.dtype for name, tensor in load_file(merged / "model.safetensors").items()}
+    assert types["thinker.lm_head.weight"] == torch.bfloat16 and types["token2wav.filter"] == torch.float32
+    assert (merged / "spk_dict.pt").read_bytes() == b"voices"
