@@ -122,7 +122,9 @@ def compute(kind: str, folder: Path, **settings: Any) -> tuple[float, dict[str, 
     return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["smolvlm", "llava", "qwen2_vl", pytest.param("llava_next", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["smolvlm", "llava", "qwen2_vl", pytest.param("llava_onevision", marks=pytest.mark.slow)]
+)
 def test_packed_rows_equal_padded_ones(kind: str, tmp_path: Path) -> None:
     write_vision_model(tmp_path / kind, kind)
     write_color_rows(tmp_path)

@@ -24,7 +24,9 @@ SHAPE = BatchShape(micro_batch_size=2, global_batch_size=4, max_seq_length=256, 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {kind: write_vision_model(folder / kind, kind) for kind in ("smolvlm", "llava", "qwen2_vl")}
+    return {
+        kind: write_vision_model(folder / kind, kind) for kind in ("smolvlm", "llava", "llava_onevision", "qwen2_vl")
+    }
 
 
 def open_data(model: Path, folder: Path, **settings: Any) -> Conversations:
@@ -167,6 +169,18 @@ def test_an_image_that_is_lost_later(
         )
     with pytest.raises(UserError, match=r"red\.png: .*or set data\.on_error: drop"):
         read_batches(open_data(models["smolvlm"], tmp_path, on_error="raise"), 5)
+
+
+def test_a_lost_image_on_a_canvas_keeps_its_places(models: dict[str, Path], tmp_path: Path) -> None:
+    write_color_rows(tmp_path)
+    data = open_data(models["llava_onevision"], tmp_path, on_error="drop")
+    before = read_batches(data, 5)
+    (tmp_path / "red.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
+    after = read_batches(data, 5)
+    assert sum(batch.targets for batch in after) < sum(batch.targets for batch in before)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one.ids, other.ids) and one.media.order.counts == other.media.order.counts
+        assert one.media.grids == other.media.grids and one.media.order.features == other.media.order.features
 
 
 def test_images_at_urls(models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
