@@ -10,8 +10,9 @@ import torch
 
 from litgpt.api import LLM
 from litgpt.cli import main
-from litgpt.data.media.patches import pack_media
 from litgpt.errors import UserError
+from litgpt.model.feature_order import join_orders
+from litgpt.model.media import Media
 from tests.video_files import write_video
 from tests.vision_model import draw_image, write_rows, write_vision_model
 
@@ -24,7 +25,7 @@ QUESTION = "<image>Before <video>?"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models that read videos, two videos and an image."""
     root = tmp_path_factory.mktemp("moving")
-    for kind in ("qwen2_vl", "qwen3_vl", "smolvlm"):
+    for kind in ("qwen2_vl", "qwen3_vl", "llava_onevision", "smolvlm"):
         write_vision_model(root / kind, kind)
     write_video(root / "a.mp4", 8, (16, 24), rate=4)
     write_video(root / "b.mp4", 8, (16, 24), rate=4, seed=1)
@@ -32,22 +33,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl", "llava_onevision"])
 def test_texts_are_those_without_a_cache(kind: str, folder: Path) -> None:
     llm = LLM.load(folder / kind, distribute=None)
-    media = {"images": [folder / "c.png"], "videos": [folder / "a.mp4"]}
-    expected = llm.generate(QUESTION, **media, return_as_token_ids=True, **SETTINGS).tolist()
+    files = {"images": [folder / "c.png"], "videos": [folder / "a.mp4"]}
+    expected = llm.generate(QUESTION, **files, return_as_token_ids=True, **SETTINGS).tolist()
     sources = {"image": [str(folder / "c.png")], "video": [str(folder / "a.mp4")]}
     prompt = llm.prompt_encoder().encode(QUESTION, None, None, sources=sources)
     images = prompt.load_images()
     assert images is not None
-    pairs = [(image.media.patches_NP, image.media.grids[0]) for image in images.images]
+    read = [image.media for image in images.images]
+    grids, order = [grid for each in read for grid in each.grids], join_orders([each.order for each in read])
+    media = Media(torch.cat([each.patches_NP for each in read]), grids, order=order)
     ids = list(prompt.ids)
     with torch.no_grad():
         for _ in expected:
             positions = images.find_positions(0, len(ids))
-            assert positions is not None
-            logits = llm.model(torch.tensor([ids]), media=pack_media(pairs), positions_BT=positions[None])
+            places = {} if positions is None else {"positions_BT": positions[None]}
+            logits = llm.model(torch.tensor([ids]), media=media, **places)
             ids.append(int(logits[0, -1].argmax()))
     assert ids[len(prompt.ids) :] == expected
 
