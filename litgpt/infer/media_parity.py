@@ -14,7 +14,6 @@ from litgpt.data.media.containers import VideoHeader
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.pictures import (
     get_size,
-    interpolate,
     normalize_picture,
     open_picture,
     plan_picture,
@@ -23,7 +22,7 @@ from litgpt.data.media.pictures import (
 )
 from litgpt.data.media.positions import build_media_positions
 from litgpt.data.media.reader import MediaReader
-from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings
+from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings, resize_frame
 from litgpt.infer.requests import name_media_tokens
 from litgpt.model.config import Config
 from litgpt.model.feature_order import join_orders
@@ -118,7 +117,9 @@ def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
         torch.stack([picture.permute(2, 0, 1).roll(3 * number, -1) for number in range(frames)])
         for picture, frames in zip(draw_pixels(seed), (12, 12 if is_stacked else 7), strict=True)
     ]
-    sampling = {"fps": settings.fps} if settings.num_frames is None else {"num_frames": settings.num_frames}
+    sampling: dict[str, float] = {} if settings.num_frames is None else {"num_frames": settings.num_frames}
+    if settings.num_frames is None or settings.rule == "long_side":  # where both are limits
+        sampling["fps"] = settings.fps
     capped = {"cap_pixels_per_frame": settings.cap_pixels_per_frame} if shape.temporal > 1 else {}
     limits = {} if is_shared else {"size": dict(settings.limits)}  # as the processor of the model passes them
     call_settings: dict[str, Any] = {**capped, **limits}
@@ -126,7 +127,7 @@ def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
     outputs = [
         processor(
             [video],
-            video_metadata=[{"total_num_frames": len(video), "fps": VIDEO_RATE}],
+            video_metadata=[{"total_num_frames": len(video), "fps": VIDEO_RATE, "duration": len(video) / VIDEO_RATE}],
             do_sample_frames=True,
             return_tensors="pt",
             **call_settings,
@@ -140,9 +141,11 @@ def compare_videos(folder: Path, config: Config, seed: int) -> ComparedMedia:
     elif is_stacked:
         inputs = {"pixel_values_videos": torch.cat([output["pixel_values_videos"] for output in outputs])}
         expected = cut_patches(inputs["pixel_values_videos"].flatten(0, 1), shape)[0]
-    else:  # frames (F, C, H, W), which the model takes as images
-        inputs = {"pixel_values": torch.cat([output["pixel_values_videos"][0] for output in outputs])}
-        expected = cut_patches(inputs["pixel_values"], shape)[0]
+    else:  # frames (F, C, H, W), which the model takes as images, or as those of one row
+        key = next(key for key in ("pixel_values_videos", "pixel_values") if key in outputs[0])
+        frames = torch.cat([output[key][0] for output in outputs])
+        inputs = {"pixel_values": frames if key == "pixel_values_videos" else frames[None]}
+        expected = cut_patches(frames, shape)[0]
     items, plans = zip(*(read_drawn_video(video, settings, shape) for video in videos), strict=True)
     order = join_orders([plan.build_order(shape) for plan in plans]) if shape.line_break else None
     media = replace(pack_media(items), order=order)
@@ -157,7 +160,7 @@ def read_drawn_video(
     """The patches of a video with their grid, and its frames and their size."""
     size = frames_FCHW.shape[2], frames_FCHW.shape[3]
     plan = plan_video(VideoHeader(len(frames_FCHW), VIDEO_RATE, size, (), ()), settings, shape)
-    resized = [interpolate(frames_FCHW[frame], plan.size, settings.interpolation) for frame in plan.frames]
+    resized = [resize_frame(frames_FCHW[frame], plan, settings) for frame in plan.frames]
     return cut_patches(normalize_picture(torch.stack(resized), settings), shape), plan
 
 

@@ -1,5 +1,6 @@
 """Encode a prompt for a model, as plain text or in the format that the model was trained with."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from litgpt.data.media.long_sounds import Splitter
 from litgpt.data.media.reader import build_media_reader
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.media import Medium
+from litgpt.data.read.media import MARKS, Medium
 from litgpt.data.read.message import Message
 from litgpt.data.read.row_media import MediaSources
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
@@ -91,7 +92,8 @@ class PromptEncoder:
         for key, text in (("prompt", prompt), ("sys_prompt", sys_prompt or "")):
             if (position := find_surrogate(text)) is not None:
                 raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
-        (message,), media = mark_media([{"role": "user", "content": prompt}], sources, folder, self.split)
+        marked, media = mark_media([{"role": "user", "content": prompt}], sources, folder, self.split)
+        (message,) = self._write_around_media(marked, media)
         prompt = message["content"]
         if not self.has_format(chat_template):
             if sys_prompt is not None:
@@ -145,7 +147,27 @@ class PromptEncoder:
                 media, or one cannot be read.
         """
         marked, media = mark_media(messages, sources, folder, self.split)
-        return self._encode_marked(marked, media, tools)
+        return self._encode_marked(self._write_around_media(marked, media), media, tools)
+
+    def _write_around_media(
+        self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium]
+    ) -> Sequence[Mapping[str, Any]]:
+        """The messages with the texts that the model has around media."""
+        placer = self.open_placer() if media else None
+        if placer is None:
+            return messages
+        rest, written = iter(media), []
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, str):
+                of_message = tuple(itertools.islice(rest, len(MARKS.findall(content))))
+                try:
+                    marked = placer.write_marks(Conversation((Message("user", content, media=of_message),)))
+                except BadRow as error:
+                    raise UserError(f"{media[0].kind}: {error}") from None
+                message = {**message, "content": marked.messages[0].content}
+            written.append(message)
+        return written
 
     def _encode_marked(
         self,

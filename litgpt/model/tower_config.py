@@ -88,9 +88,10 @@ class TowerShape(BlockShape):
             `between` two, in the `unit` `thousandth` of a side, `bin` of 1024 of a side, or `pixel` of the resized
             image; None for the usual.
         frame_runs: whether positions count each step of frames of a video as an image.
-        frame_texts: the text of a video: of each `step` of frames, with its `{number}`, `{seconds}` and `{places}`, and
-            what is `between` two; and the `mark` that a chat template writes for it. They have the tokens around media,
-            `{start}` and `{end}`. None for places only.
+        frame_texts: the text of a video: of each `step` of frames, with its `{number}`, `{seconds}` (or `{minutes}` and
+            the `{rest}` of them) and `{places}`, and what is `between` two; and the `mark` that a chat template writes
+            for it. They have the tokens around media, `{start}` and `{end}`. `begin` and `end`, if given, are around
+            all, with the number of `{frames}` in words and the `{duration}`. None for places only.
         video_processor: the class of the processor of videos, if the folder does not name it; None if it reads none.
         video_settings: without settings of videos in the folder, those of images are for videos too (`shared`), or the
             processor's defaults are (`own`).

@@ -8,8 +8,7 @@ import pytest
 import transformers
 
 from litgpt.cli import main
-from litgpt.data.media import pictures
-from litgpt.infer import media_parity
+from litgpt.data.media import pictures, videos
 from litgpt.model import registry
 from litgpt.model.config import Config
 from litgpt.model.names import NameRule
@@ -63,7 +62,7 @@ def verify_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int
 
 
 VIDEO_PROCESSORS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), "Qwen2VLVideoProcessor")
-VIDEO_PROCESSORS |= {"llava_onevision": "LlavaOnevisionVideoProcessor"}
+VIDEO_PROCESSORS |= {"llava_onevision": "LlavaOnevisionVideoProcessor", "smolvlm": "SmolVLMVideoProcessor"}
 VIDEO_PROCESSORS |= {"qwen3_vl": "Qwen3VLVideoProcessor", "internvl-qwen2-internvl": "InternVLVideoProcessor"}
 NAMES = ("tensors", "round trip", "settings", "logits")
 MEDIA = ("images", "videos")
@@ -99,7 +98,7 @@ def test_wrong_rules_of_a_tower_and_other_pixels_are_found(
         return pictures.F.interpolate(pixels[None], size)[0]
 
     monkeypatch.setattr(pictures, "interpolate", resize_without_filter)
-    monkeypatch.setattr(media_parity, "interpolate", resize_without_filter)
+    monkeypatch.setattr(videos, "interpolate", resize_without_filter)
     code, results = verify_folder(folder, capsys)
     assert code == 1 and {results[name] for name in MEDIA} == {"FAILED"} and results["logits"] == "passed"
 

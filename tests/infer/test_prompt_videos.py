@@ -25,7 +25,7 @@ QUESTION = "<image>Before <video>?"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models that read videos, two videos and an image."""
     root = tmp_path_factory.mktemp("moving")
-    for kind in ("qwen2_vl", "qwen3_vl", "llava_onevision", "smolvlm"):
+    for kind in ("qwen2_vl", "qwen3_vl", "llava_onevision", "llava"):
         write_vision_model(root / kind, kind)
     write_video(root / "a.mp4", 8, (16, 24), rate=4)
     write_video(root / "b.mp4", 8, (16, 24), rate=4, seed=1)
@@ -127,6 +127,6 @@ def test_wrong_videos_are_one_line(
 
 def test_a_model_of_images_refuses_videos(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"^video: video data is not supported"):
-        LLM.load(folder / "smolvlm", distribute=None).generate("Where?", videos=[folder / "a.mp4"], **SETTINGS)
+        LLM.load(folder / "llava", distribute=None).generate("Where?", videos=[folder / "a.mp4"], **SETTINGS)
     assert main(["generate", str(folder / "qwen2_vl"), "--video", "none.mp4"]) == 2
     assert capsys.readouterr().err == "litgpt: error: video: none.mp4 is not a file; give the path of a video\n"

@@ -13,7 +13,6 @@ from litgpt.data.media.patches import count_places, cut_patches
 from litgpt.data.media.pictures import (
     PicturePlan,
     PictureSettings,
-    interpolate,
     normalize_picture,
     open_picture,
     plan_picture,
@@ -23,7 +22,7 @@ from litgpt.data.media.pictures import (
 )
 from litgpt.data.media.sound_reader import SoundReader, build_sound_reader
 from litgpt.data.media.sources import find_source
-from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings
+from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings, resize_frame
 from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
 from litgpt.model.audio_config import AudioShape
@@ -155,7 +154,7 @@ class MediaReader:
         header = read_video_header(source)
         plan = plan_video(header, settings, self.shape)
         frames = read_frames(source, header, plan.frames)
-        resized = [interpolate(frame, plan.size, settings.interpolation) for frame in frames]
+        resized = [resize_frame(frame, plan, settings) for frame in frames]
         return [normalize_picture(torch.stack(resized), settings)]
 
     def build_blank(self, grids: tuple[Grid, ...]) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from litgpt.data.media.canvases import order_frames
 from litgpt.data.media.containers import VideoHeader
-from litgpt.data.media.picture_sizes import NARROWEST, Size, fit_area
-from litgpt.data.media.pictures import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES
+from litgpt.data.media.picture_sizes import LONGEST_SIDE, NARROWEST, Size, fit_area, fit_long_side
+from litgpt.data.media.pictures import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES, interpolate
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.mappings import drop_nulls
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid
 from litgpt.model.tower_config import TowerShape
@@ -28,15 +30,24 @@ BY_FRAME = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 
 BY_VOLUME = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}, "max_video_tokens": 768}
 BY_FRAMES = {"fps": 1.0, "min_frames": 1, "max_frames": 32}  # LLaVA-OneVision's, whose processor reads all frames
 BY_SIDES = {"size": {"height": 384, "width": 384}, "max_video_tokens": 0}
+BY_SQUARES: dict[str, Any] = {"size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
+BY_SQUARES |= {"max_video_tokens": 0, "resample": 1, "fps": 1.0, "num_frames": 64}
 # The rule of each processor for frames and sizes, and the settings that its file may leave out.
 VIDEO_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2VLVideoProcessor": ("frame", {**SAMPLED, **CLIP_COLORS, **BY_FRAME}),
     "Qwen3VLVideoProcessor": ("volume", {**SAMPLED, **HALF_COLORS, **BY_VOLUME}),
     "InternVLVideoProcessor": ("square", {**SAMPLED, **CLIP_COLORS, **BY_SIDES}),
     "LlavaOnevisionVideoProcessor": ("part", {**SAMPLED, **BY_FRAMES, **CLIP_COLORS, **BY_SIDES}),
+    "SmolVLMVideoProcessor": ("long_side", {**SAMPLED, **HALF_COLORS, **BY_SQUARES}),
 }
 AREA_KEYS, SIDE_KEYS = ("shortest_edge", "longest_edge"), ("height", "width")
-SIZE_KEYS = {"frame": AREA_KEYS, "volume": AREA_KEYS, "square": SIDE_KEYS, "part": SIDE_KEYS}
+SIZE_KEYS: dict[str, tuple[str, ...]] = {
+    "frame": AREA_KEYS,
+    "volume": AREA_KEYS,
+    "square": SIDE_KEYS,
+    "part": SIDE_KEYS,
+}
+SIZE_KEYS |= {"long_side": AREA_KEYS[1:]}
 """The keys of the size that each rule reads."""
 REQUIRED_VIDEO_STEPS = ("do_resize", "do_rescale", "do_normalize", "initial_shift")
 """Steps that a processor's file may turn off, or change, which is not supported."""
@@ -51,7 +62,8 @@ class VideoSettings:
         fps: frames that are read of a second, unless `num_frames` are read of each video.
         min_frames, max_frames: limits of their number.
         limits: by the rule, the least and the most pixels, `shortest_edge` and `longest_edge`, of a frame or of all; or
-            the `height` and `width` of a frame.
+            the `height` and `width` of a frame; or the `longest_edge` of a frame.
+        square: the side of the square to which a frame is resized at last; None if it stays as it is.
         cap_pixels_per_frame: whether a frame has at most the share of `max_video_tokens`, by the rule.
         interpolation, mean, std, scale: as of `PictureSettings`.
     """
@@ -62,6 +74,7 @@ class VideoSettings:
     min_frames: int
     max_frames: int
     limits: Mapping[str, int]
+    square: int | None
     cap_pixels_per_frame: bool
     max_video_tokens: int
     interpolation: str
@@ -76,15 +89,22 @@ class VideoPlan:
 
     Attributes:
         frames: the numbers of the frames, ascending.
-        size: to which each is resized.
+        sizes: to which each is resized, one after the other.
         seconds: from one step of frames to the next.
         times: of each step, in seconds: the mean of its first and its last frame.
+        duration: of the whole video, in seconds.
     """
 
     frames: tuple[int, ...]
-    size: Size
+    sizes: tuple[Size, ...]
     seconds: float
     times: tuple[float, ...]
+    duration: float
+
+    @property
+    def size(self) -> Size:
+        """Of each frame as the tower reads it."""
+        return self.sizes[-1]
 
     def list_grids(self, side: int) -> tuple[Grid, ...]:
         """The number of steps, and the size of a frame in patches of this side."""
@@ -114,7 +134,7 @@ def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True)
         if values.get(step, True) not in (True, None):
             raise UserError(f"{path}: {step}: {str(values[step]).lower()} is not supported; use true")
     rule, defaults = VIDEO_PROCESSORS[kind]
-    settings = {**defaults, **{key: value for key, value in values.items() if value is not None}}
+    settings = {**defaults, **drop_nulls(values), **read_sampling(values)}
     older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
     size = {**settings["size"], **{key: value for key, value in older.items() if value is not None}}
     if not {*SIZE_KEYS[rule]} <= size.keys():
@@ -128,6 +148,7 @@ def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True)
         min_frames=settings["min_frames"],
         max_frames=settings["max_frames"],
         limits={key: int(size[key]) for key in SIZE_KEYS[rule]},
+        square=settings["max_image_size"]["longest_edge"] if rule == "long_side" else None,
         cap_pixels_per_frame=settings["cap_pixels_per_frame"],
         max_video_tokens=settings["max_video_tokens"],
         interpolation=INTERPOLATIONS[settings["resample"]],
@@ -135,6 +156,14 @@ def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True)
         std=tuple(settings["image_std"]),
         scale=float(settings["rescale_factor"]),
     )
+
+
+def read_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in `video_sampling` of a file, which come before those beside it, except for the size (SmolVLM)."""
+    sampling = values.get("video_sampling") or {}
+    size = values.get("size") or sampling.get("video_size")
+    named = {"num_frames": sampling.get("max_frames"), "fps": sampling.get("fps"), "size": size}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def has_video_settings(folder: Path) -> bool:
@@ -195,6 +224,17 @@ def sample_starts(total: int, rate: float, settings: VideoSettings, _temporal: i
     return [number * total // count for number in range(count)]
 
 
+def sample_inner(total: int, rate: float, settings: VideoSettings, _temporal: int) -> list[int]:
+    """Frames at equal distances, of a long video without its first and last second (SmolVLM)."""
+    seconds, most = total / rate, settings.num_frames or total
+    count = max(min(round(settings.fps * seconds), most), 1)
+    first, last = 0, total - 1
+    if seconds - 2 > most * settings.fps:
+        inner = int(rate), min(int(total - rate), last)
+        first, last = inner if inner[0] < inner[1] else (first, last)
+    return np.unique(np.linspace(first, last, count, dtype=int)).tolist()
+
+
 def fit_frame(size: Size, frames: int, settings: VideoSettings, shape: TowerShape) -> Size:
     """The area of each frame within its limits, as of an image (Qwen2-VL).
 
@@ -237,6 +277,12 @@ def fit_volume(size: Size, frames: int, settings: VideoSettings, shape: TowerSha
     return rounded
 
 
+def fit_longest(size: Size, _frames: int, settings: VideoSettings, shape: TowerShape) -> Size:
+    """The long side at `longest_edge`, as of an image (SmolVLM)."""
+    longest = min(settings.limits["longest_edge"], LONGEST_SIDE)
+    return fit_long_side(size, {"longest_edge": longest}, shape.patch)
+
+
 def fit_sides(_size: Size, _frames: int, settings: VideoSettings, _shape: TowerShape) -> Size:
     """The given height and width (InternVL, LLaVA-OneVision)."""
     return settings.limits["height"], settings.limits["width"]
@@ -247,12 +293,14 @@ FRAME_RULES: dict[str, Callable[[int, float, VideoSettings, int], list[int]]] = 
     "volume": sample_span,
     "square": sample_middles,
     "part": sample_starts,
+    "long_side": sample_inner,
 }
 VIDEO_SIZE_RULES: dict[str, Callable[[Size, int, VideoSettings, TowerShape], Size]] = {
     "frame": fit_frame,
     "volume": fit_volume,
     "square": fit_sides,
     "part": fit_sides,
+    "long_side": fit_longest,
 }
 
 
@@ -267,7 +315,16 @@ def plan_video(header: VideoHeader, settings: VideoSettings, shape: TowerShape) 
     seconds = shape.temporal / settings.fps
     if shape.step_seconds == "frames":
         seconds = shape.temporal * header.frames / (len(frames) * header.rate)
-    return VideoPlan(tuple(frames), size, seconds, list_times(frames, header.rate, shape.temporal))
+    sizes = (size,) if settings.square is None else (size, (settings.square, settings.square))
+    times, duration = list_times(frames, header.rate, shape.temporal), header.frames / header.rate
+    return VideoPlan(tuple(frames), sizes, seconds, times, duration)
+
+
+def resize_frame(frame_CHW: Tensor, plan: VideoPlan, settings: VideoSettings) -> Tensor:
+    """A frame, uint8 (C, H, W), of the size that the tower reads."""
+    for size in plan.sizes:
+        frame_CHW = interpolate(frame_CHW, size, settings.interpolation)
+    return frame_CHW
 
 
 def list_times(frames: Sequence[int], rate: float, temporal: int) -> tuple[float, ...]:

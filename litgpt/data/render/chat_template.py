@@ -5,7 +5,7 @@ Templates come from the hub, so they run in jinja's sandbox, get only text and l
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -64,6 +64,7 @@ class ChatTemplate:
         self.names, self.variables = set[str](), set[str]()
         self._reads_types = "type" in source  # of the parts of a content
         self._forms: tuple[bool, ...] | None = None
+        self._written: dict[str, bool] = {}
         self.marks_answers = re.search(r"\{%[-+]?\s*generation\b", source + (with_tools or "")) is not None
         jinja = build_environment(date)
         try:
@@ -89,8 +90,8 @@ class ChatTemplate:
 
         Args:
             messages: each with `role` (system, user, assistant or tool) and `content`, or `tool_calls`. A text with
-                marks of images is given as a list of texts and images, if the template takes one; so are all texts, if
-                it takes nothing else.
+                marks of media is given as a list of texts and media, if the template takes one; so are all texts, if
+                it takes nothing else. Marks of media that it does not write stay in the texts.
             special_tokens: from `Tokenizer.special_tokens`.
             tools: the functions that the model may call, as JSON schemas.
             add_generation_prompt: end with the header of the model's reply.
@@ -126,25 +127,42 @@ class ChatTemplate:
         takes_text, takes_list = self._forms
         if not takes_list or (takes_text and not MARKS.search(content)):
             return dict(message)
-        return {**message, "content": split_content(content)}
+        return {**message, "content": split_content(content, self._find_written_kinds(content, special_tokens))}
+
+    def _find_written_kinds(self, content: str, special_tokens: Mapping[str, str]) -> set[str]:
+        """The kinds of the media of a content that the template writes."""
+        text = {"type": "text", "text": PROBE}
+        kinds = {KINDS_OF_MARKS[mark] for mark in MARKS.findall(content)}
+        for kind in kinds - self._written.keys():
+            without, others = (self._try([*media, text], special_tokens) for media in ([], [{"type": kind}]))
+            self._written[kind] = others != without
+        return {kind for kind in kinds if self._written[kind]}
 
     def _takes(self, content: Any, special_tokens: Mapping[str, str]) -> bool:
         """Whether the template writes the text of a content, and nothing of its structure."""
+        text = self._try(content, special_tokens)
+        return text is not None and PROBE in text and "'type'" not in text
+
+    def _try(self, content: Any, special_tokens: Mapping[str, str]) -> str | None:
+        """The text of a conversation of this content; None if the template rejects it."""
         messages = [{"role": "user", "content": content}]
         try:
-            text = self._template.render(messages=messages, tools=None, documents=None, **special_tokens)
+            text: str = self._template.render(messages=messages, tools=None, documents=None, **special_tokens)
         except Exception:
-            return False
-        return PROBE in text and "'type'" not in text
+            return None
+        return text
 
 
-def split_content(content: str) -> list[dict[str, str]]:
-    """A text with marks of media as a list of texts and media."""
+def split_content(content: str, kinds: Container[str]) -> list[dict[str, str]]:
+    """A text with marks of media as a list of texts and media of these kinds; marks of others stay in the texts."""
     blocks: list[dict[str, str]] = []
-    marks = ["", *MARKS.findall(content)]
-    for mark, text in zip(marks, MARKS.split(content), strict=True):
-        blocks += [{"type": KINDS_OF_MARKS[mark]}] if mark else []
-        blocks += [{"type": "text", "text": text}] * bool(text)
+    for part in re.split(f"({MARKS.pattern})", content):
+        if (kind := KINDS_OF_MARKS.get(part, "")) in kinds:
+            blocks.append({"type": kind})
+        elif blocks and blocks[-1]["type"] == "text":
+            blocks[-1]["text"] += part
+        elif part:
+            blocks.append({"type": "text", "text": part})
     return blocks or [{"type": "text", "text": ""}]
 
 

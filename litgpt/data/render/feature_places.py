@@ -78,23 +78,23 @@ class FeaturePlacer(ABC):
             BadRow: if one cannot be read, or the model does not read its kind.
             MissingExtraError: if a package that reads them is not installed.
         """
-        plans = []
-        for medium in conversation.media:
-            if medium.kind not in self.kinds:
-                raise BadRow(f"{medium.kind} data is not supported", "by this model")
-            try:
-                plan = self._plan_medium(medium, conversation.media)
-            except MediumError as error:
-                raise BadRow(error.reason, str(error)) from None
-            except MissingExtraError:
-                raise
-            except UserError as error:
-                raise BadRow(f"{medium.kind} of a size that the model does not read", str(error)) from None
-            plans.append((medium, plan))
-        return plans
+        return [(medium, self.plan_medium(medium, conversation.media)) for medium in conversation.media]
+
+    def plan_medium(self, medium: Medium, media: Sequence[Medium]) -> Any:
+        """What the tower reads of a medium, one of those of a conversation; errors as `plan`."""
+        if medium.kind not in self.kinds:
+            raise BadRow(f"{medium.kind} data is not supported", "by this model")
+        try:
+            return self._plan_medium(medium, media)
+        except MediumError as error:
+            raise BadRow(error.reason, str(error)) from None
+        except MissingExtraError:
+            raise
+        except UserError as error:
+            raise BadRow(f"{medium.kind} of a size that the model does not read", str(error)) from None
 
     def _plan_medium(self, medium: Medium, _media: Sequence[Medium]) -> Any:
-        """What the tower reads of a medium, one of those of a conversation."""
+        """What the tower reads of a medium, as its reader says."""
         return self.media_reader.find_part(medium.kind).plan(medium)
 
     @abstractmethod

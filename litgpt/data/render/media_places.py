@@ -1,6 +1,10 @@
 """The tokens that stand for an image or a video in a text: its places, in tiles or steps of frames with their texts."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from litgpt.data.media.errors import MediumError
@@ -12,8 +16,10 @@ from litgpt.data.media.sources import find_source
 from litgpt.data.media.videos import VideoPlan
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
-from litgpt.data.read.media import Medium
+from litgpt.data.read.media import MARKS, Medium
+from litgpt.data.read.message import Message
 from litgpt.data.render.feature_places import FeaturePlacer, KindTexts
+from litgpt.data.render.number_words import spell_number
 from litgpt.data.render.object_texts import write_objects
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -50,13 +56,34 @@ class MediaPlacer(FeaturePlacer):
         return KindTexts(token, name, mark, form["text"].format(start=start, image=name, end=end), text)
 
     def write_marks(self, conversation: Conversation) -> Conversation:
-        """The conversation with the texts of its objects; marks of media are for the chat template.
+        """The conversation with the texts of its objects and around its videos; marks are for the chat template.
 
         Raises:
-            BadRow: if an image cannot be read, or a box is not in it.
+            BadRow: if an image or a video cannot be read, or a box is not in its image.
         """
         images = conversation.images
-        return write_objects(conversation, self.shape.objects, lambda image: self._measure(images[image], images))
+        conversation = write_objects(
+            conversation, self.shape.objects, lambda image: self._measure(images[image], images)
+        )
+        if not {"begin", "end"} & (self.shape.frame_texts or {}).keys():
+            return conversation
+        write = partial(self._write_around_videos, media=conversation.media)
+        return replace(conversation, messages=tuple(map(write, conversation.messages)))
+
+    def _write_around_videos(self, message: Message, media: Sequence[Medium]) -> Message:
+        """The message with the texts before and after each of its videos; these join words with the text around."""
+        forms, in_order = self.shape.frame_texts or {}, iter(message.media)
+
+        def write(match: re.Match[str]) -> str:
+            medium = next(in_order)
+            if medium.kind != "video":
+                return match[0]
+            plan = self.plan_medium(medium, media)
+            duration = timedelta(seconds=int(plan.duration))
+            begin = forms.get("begin", "").format(frames=spell_number(len(plan.times)), duration=duration)
+            return f"{begin}{match[0]}{forms.get('end', '')}"
+
+        return replace(message, content=MARKS.sub(write, message.content)) if message.media else message
 
     def _measure(self, medium: Medium, media: Sequence[Medium]) -> tuple[Size, Size]:
         """The size of an image, and that it is resized to at first."""
@@ -90,8 +117,12 @@ class MediaPlacer(FeaturePlacer):
         if forms is None:
             return [texts.token] * places
         around = {"start": self.start, "end": self.end, "places": texts.name * (places // len(plan.times))}
-        times = enumerate(plan.times, 1)
-        steps = [forms["step"].format(number=number, seconds=seconds, **around) for number, seconds in times]
+        steps = [
+            forms["step"].format(
+                number=number, seconds=seconds, minutes=int(seconds // 60), rest=int(seconds % 60), **around
+            )
+            for number, seconds in enumerate(plan.times, 1)
+        ]
         ids: list[int] = self.tokenizer.processor.encode(forms["between"].join(steps), add_special_tokens=False).ids
         return ids
 

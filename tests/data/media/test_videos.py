@@ -87,12 +87,22 @@ def test_patches_are_those_of_transformers(number: int, videos: Path, tmp_path: 
         assert list(plan.times) == pytest.approx(times, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", AS_IMAGES)
-@pytest.mark.parametrize("settings", [{"fps": 2.0}, {"num_frames": 3}])
+SIDES, SQUARES = (
+    {"size": {"height": 28, "width": 56}},
+    {"size": {"longest_edge": 50}, "max_image_size": {"longest_edge": 28}},
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "columns"),
+    [
+        *[(kind, {**SIDES, **number}, 4) for kind in AS_IMAGES for number in ({"fps": 2.0}, {"num_frames": 3})],
+        ("SmolVLMVideoProcessor", {**SQUARES, "fps": 2.0, "num_frames": 5}, 2),
+    ],
+)
 def test_frames_as_images_are_those_of_transformers(
-    settings: dict[str, Any], kind: str, videos: Path, tmp_path: Path
+    kind: str, settings: dict[str, Any], columns: int, videos: Path, tmp_path: Path
 ) -> None:
-    settings = {"size": {"height": 28, "width": 56}, **settings}
     processor = getattr(transformers, kind)(**settings)
     shape = TowerShape.from_values({**PATCHES, "temporal": 1, "image_token": 1})
     values = build_reader(tmp_path, kind, settings).videos
@@ -100,12 +110,13 @@ def test_frames_as_images_are_those_of_transformers(
     sampling = {key: settings.get(key) for key in ("fps", "num_frames")}
     for name in COUNTED:
         frames, metadata = read_video_pyav(str(videos / name), partial(processor.sample_frames, **sampling))
-        (expected,) = processor([frames], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
+        (pixels, *_) = processor([frames], do_sample_frames=False, return_tensors="pt").values()
+        (expected,) = pixels
         medium = Medium(path=str(videos / name), kind="video")
         plan = reader.plan(medium)
         assert isinstance(plan, VideoPlan) and list(plan.frames) == metadata.frames_indices.tolist()
         grids = reader.list_grids(plan)
-        assert grids == ((len(expected), 2, 4),)
+        assert grids == ((len(expected), 2, columns),)
         assert torch.equal(reader.read(medium, grids), cut_patches(expected, shape)[0])
 
 
@@ -125,6 +136,28 @@ def test_frames_of_many_lengths_and_rates(kind: str, tmp_path: Path) -> None:
                 assert expected[-1] == total
     (only,) = [FRAME_RULES[reader.videos.rule](1, 25.0, reader.videos, 2)]  # type: ignore[union-attr]
     assert only == [0]
+
+
+def test_frames_of_long_videos_without_their_ends(tmp_path: Path) -> None:
+    processor, values = transformers.SmolVLMVideoProcessor(), {"video_sampling": {"fps": 1, "max_frames": 64}}
+    settings = build_reader(tmp_path, "SmolVLMVideoProcessor", values).videos
+    assert settings is not None
+    for total in (1, 2, 7, 24, 97, 1000, 1980, 90_000):
+        for rate in (1.0, 5.0, 23.976, 30000 / 1001, 60.0):
+            metadata = transformers.video_utils.VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
+            expected = processor.sample_frames(metadata, fps=1, num_frames=64).tolist()
+            assert FRAME_RULES["long_side"](total, rate, settings, 1) == expected
+
+
+def test_sampling_of_files_written_for_images(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"image_processor_type": "SmolVLMImageProcessor", "max_image_size": {"longest_edge": 28}}
+    sampling = {"fps": 2, "max_frames": 9, "video_size": {"longest_edge": 56}}
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**values, "fps": 7, "video_sampling": sampling}))
+    settings = read_video_settings(tmp_path, "SmolVLMVideoProcessor")
+    assert (settings.fps, settings.num_frames, settings.limits, settings.square) == (2, 9, {"longest_edge": 56}, 28)
+    path.write_text(json.dumps({**values, "size": {"longest_edge": 84}, "video_sampling": sampling}))
+    assert read_video_settings(tmp_path, "SmolVLMVideoProcessor").limits == {"longest_edge": 84}
 
 
 @pytest.mark.parametrize("name", FILES)

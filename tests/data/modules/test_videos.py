@@ -9,17 +9,32 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers.video_utils import VideoMetadata
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from litgpt.api import LLM
 from litgpt.data import Conversations
+from litgpt.data.media.patches import cut_patches
 from litgpt.data.media.positions import build_media_positions
+from litgpt.data.render.number_words import spell_number
 from litgpt.errors import UserError
+from litgpt.model.tower_config import TowerShape
 from litgpt.recipe.data import BatchShape
 from tests.data.modules.test_images import open_data, read_batches
+from tests.parity.test_vision_training import build_processor
 from tests.video_files import write_video
 from tests.vision_model import draw_image, write_rows, write_vision_model
 
+SQUARES = {
+    "width": 8,
+    "layers": 1,
+    "heads": 2,
+    "mlp_size": 8,
+    "blocks_run": 1,
+    "patch": 4,
+    "merge": 2,
+    "image_token": 1,
+}
 THREE = {"micro_batch_size": 3, "global_batch_size": 3}
 SHAPE = BatchShape(micro_batch_size=1, global_batch_size=1, max_seq_length=256, rank=0, ranks=1, seed=0)
 ANSWER = {"role": "assistant", "content": "left"}
@@ -29,7 +44,7 @@ ANSWER = {"role": "assistant", "content": "left"}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models that read videos, two videos and an image."""
     root = tmp_path_factory.mktemp("moving")
-    for kind in ("qwen2_vl", "qwen3_vl", "internvl", "llava_onevision", "smolvlm"):
+    for kind in ("qwen2_vl", "qwen3_vl", "internvl", "llava_onevision", "smolvlm", "llava"):
         write_vision_model(root / kind, kind)
     write_video(root / "a.mp4", 8, (16, 24), rate=4)
     write_video(root / "b.mp4", 6, (32, 16), rate=4, seed=1)
@@ -110,6 +125,30 @@ def test_texts_of_frames_are_those_of_transformers(folder: Path, tmp_path: Path)
     inputs = {"video_grid_thw": torch.tensor(batch.media.grids), "video_metadata": [metadata]}
     expected = their.replace_video_token(processor, inputs, 0)
     assert expected in data.tokenizer.processor.decode(batch.ids[0].tolist(), skip_special_tokens=False)
+
+
+def test_rows_of_smolvlm_are_those_of_transformers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_smolvlm, "num2words", spell_number)  # a package
+    batch, _ = read_first(folder, "smolvlm", ask(WHERE, VIDEO, WHERE), tmp_path)
+    processor, sampling = build_processor(folder / "smolvlm", "smolvlm"), {"fps": 1.0, "num_frames": 64}
+    sample = partial(processor.video_processor.sample_frames, **sampling)
+    frames, metadata = read_video_pyav(str(folder / "a.mp4"), sample)
+    content = [WHERE, {"type": "video"}, WHERE]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "left"}]}
+    text = processor.apply_chat_template([{"role": "user", "content": content}, answer])
+    settings = {"video_metadata": [metadata], "do_sample_frames": False, "add_special_tokens": False}
+    inputs = processor(text=[text], videos=[frames], return_tensors="pt", **settings)
+    assert inputs["input_ids"].tolist() == batch.ids.tolist()
+    assert batch.media.grids == ((2, 4, 4),)
+    expected = cut_patches(inputs["pixel_values"].flatten(0, 1), TowerShape.from_values(SQUARES))[0]
+    assert torch.equal(batch.media.patches_NP, expected)
+    llm = LLM.load(folder / "smolvlm", distribute=None)
+    question = {"role": "user", "content": "Where?<video>Where?"}
+    prompt = llm.prompt_encoder().encode_messages([question], sources={"video": ["a.mp4"]}, folder=folder)
+    assert list(prompt.ids) == batch.ids[0, : len(prompt.ids)].tolist()
+    assert isinstance(llm.generate("Where?", videos=[folder / "a.mp4"], max_new_tokens=2), str)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
@@ -226,7 +265,7 @@ def test_a_video_that_changes_leaves_its_sample_untrained(folder: Path, tmp_path
 def test_models_without_videos_refuse_them(folder: Path, tmp_path: Path) -> None:
     write_rows(tmp_path, [ask(VIDEO, WHERE)])
     with pytest.raises(UserError, match="video data is not supported"):
-        open_data(folder / "smolvlm", tmp_path, media_dir=folder, on_error="raise")
+        open_data(folder / "llava", tmp_path, media_dir=folder, on_error="raise")
 
 
 def test_without_pyav_a_run_stops(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

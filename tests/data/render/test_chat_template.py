@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.read.media import MARK
+from litgpt.data.read.media import MARK, MEDIA_KINDS
 from litgpt.data.render.chat_template import read_template
 from litgpt.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from litgpt.errors import UserError
@@ -90,6 +90,18 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
     train_tokenizer([], "bytes", 258, tmp_path / "t")
     assert read_template(tmp_path / "t") is None
     assert Tokenizer(tmp_path / "t").special_tokens() == {"bos_token": BOS, "eos_token": EOS}
+
+
+def test_marks_of_media_that_a_template_does_not_write_stay_in_its_texts(tmp_path: Path) -> None:
+    source = (
+        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
+        "{{ part['text'] | trim }}|{% elif part['type'] == 'image' %}<image>{% endif %}{% endfor %}{% endfor %}"
+    )
+    template = read_template(folder_with(tmp_path / "t", source))
+    assert template is not None
+    video = MEDIA_KINDS["video"].mark
+    content = f"{video}Is {MARK} in {video}it?"
+    assert template.render([{"role": "user", "content": content}], {}) == f"{video}Is|<image>in {video}it?|"
 
 
 def test_an_architecture_that_is_published_without_one(tmp_path: Path) -> None:
