@@ -32,6 +32,7 @@ RIFF_HEADER = 8  # bytes before those that a RIFF header counts
 UNKNOWN_SIZE = 0x7FFFF000  # what programs write that do not know the size, or more
 MEL_BREAK, MEL_STEP, MEL_LOG_STEP = 1000.0, 200 / 3, 27 / np.log(6.4)  # Slaney's scale: linear below, logarithmic above
 HIGHEST = 8000.0  # Hz
+PADDED_SECONDS = 30  # of which sounds are computed as multiples
 DYNAMIC_RANGE = 8.0  # of the logarithm to base 10, below the largest value
 
 
@@ -221,11 +222,15 @@ def add_samples(parts: list[np.ndarray], frames: Sequence[Any], given: int, star
 
 
 def compute_log_mel(samples_N: Tensor, settings: SoundSettings) -> Tensor:
-    """The log-mel frames (F, mels) of a sound and the silence after it (Radford et al. 2022, Whisper, section 2.2).
+    """The log-mel frames (F, mels) of a sound and some silence after it (Radford et al. 2022, Whisper, section 2.2).
 
     The logarithm of the power is limited to a range below the largest value, and shifted and scaled to about -1 to 1.
+    The frames are those of a sound with silence up to `most_samples`, of which no more are computed than fill
+    `PADDED_SECONDS` or a multiple: the others are silence too.
     """
-    padded = torch.nn.functional.pad(samples_N, (0, settings.most_samples - len(samples_N)))
+    piece = PADDED_SECONDS * settings.rate
+    total = min(-(-(len(samples_N) + settings.window) // piece) * piece, settings.most_samples)
+    padded = torch.nn.functional.pad(samples_N, (0, total - len(samples_N)))
     window = torch.hann_window(settings.window)
     spectrum = torch.stft(padded[None], settings.window, settings.hop, window=window, return_complex=True)
     power = (spectrum[..., :-1].abs() ** 2).contiguous()

@@ -72,6 +72,17 @@ def test_frames_equal_the_processor(samples: int, mels: int, tmp_path: Path) -> 
     torch.testing.assert_close(build_mel_filters(settings).double().numpy(), theirs.mel_filters, atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("samples", [800, 479_600, 479_601, 480_000, 1_039_999])
+def test_long_silence_is_not_computed(samples: int) -> None:
+    settings, theirs = SoundSettings(16000, 400, 160, 8, 65), WhisperFeatureExtractor(feature_size=8, chunk_length=65)
+    sound = torch.from_numpy(draw_samples(samples)[:, 0].astype(np.float32) / 32768)
+    expected = torch.from_numpy(theirs(sound.numpy(), sampling_rate=16000)["input_features"][0]).T
+    frames = compute_log_mel(sound, settings)
+    assert torch.equal(frames, expected[: len(frames)])
+    assert len(frames) == {800: 3000, 479_600: 3000, 1_039_999: 6500}.get(samples, 6000)
+    assert len(frames) >= min(settings.count_frames(samples) + 2, 6500)
+
+
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (22050, 2), (44100, 1), (48000, 6), (16000, 2)], ids=str)
 def test_rates_and_channels(rate: int, channels: int, tmp_path: Path) -> None:
     values = draw_samples(rate // 2 + 7, channels)
