@@ -31,6 +31,7 @@ from litgpt.train.build_state import build_train_state
 from litgpt.train.objectives import build_objective
 from litgpt.train.run_spec import RunSpec
 from tests.audio_model import write_audio_model
+from tests.omni_model import write_omni_model
 from tests.plan.test_memory import CPU
 from tests.processes import join_ranks, start_ranks
 from tests.vision_model import write_vision_model
@@ -38,6 +39,7 @@ from tests.vision_model import write_vision_model
 TOKENS = 128
 TRAINED: dict[str, Any] = {"vision": False, "aligner": False}
 MEDIA = {"audio": RowMedia(sounds=2, seconds=0.8), "qwen2_vl-videos": RowMedia(videos=1, frames=6, size=32)}
+MEDIA["omni"] = RowMedia(images=2, size=32, sounds=2, seconds=0.8)
 """Of the rows of models, by the names of their folders."""
 LAYOUTS: dict[str, dict[str, Any]] = {"zero": {}, "context": {"context": 2}, "pipeline": {"pipeline": 2}}
 
@@ -60,12 +62,14 @@ def fill_batches(recipe: Any, spec: RunSpec, media: PlannedMedia, ranks: int = 1
     """The micro-batches of a step, with two media, or one video, in the middle of each row."""
     batches = build_batches(recipe, spec, TOKENS, recipe.train.accumulation(ranks), media)
     ids = torch.randint(1, 250, batches[0].ids.shape, generator=torch.Generator().manual_seed(1))
-    (part,) = media.parts
-    is_video = isinstance(part, PlannedPictures) and bool(part.videos)
-    token, number = part.shape.media_tokens[-1 if is_video else 0], 1 if is_video else 2
-    first, places = (TOKENS - media.places) // 2, media.places // number
-    for start in range(first, first + number * (places + 1), places + 1):
-        ids[:, start : start + places] = token
+    start = (TOKENS - media.places) // 2
+    for part in media.parts:
+        is_video = isinstance(part, PlannedPictures) and bool(part.videos)
+        number = (part.videos or part.images) if isinstance(part, PlannedPictures) else part.number
+        places = part.places // number
+        for _ in range(number):
+            ids[:, start : start + places] = part.shape.media_tokens[-1 if is_video else 0]
+            start += places + 1
     return [replace(batches[0], ids=ids, labels=ids.roll(-1, 1))] * len(batches)
 
 
@@ -92,6 +96,7 @@ def check_parts(planned: dict[str, int], real: dict[str, int], rel: float = 0.03
         ("qwen2_vl", TRAINED, {}),
         pytest.param("audio", {"audio": False, "aligner": False}, {}, marks=pytest.mark.slow),
         pytest.param("qwen2_vl-videos", TRAINED, {}, marks=pytest.mark.slow),
+        pytest.param("omni", {**TRAINED, "audio": False}, {}, marks=pytest.mark.slow),
         pytest.param("gemma3", TRAINED, {"recompute": {"granularity": "full"}}, marks=pytest.mark.slow),
         pytest.param("qwen3_vl", {"llm": True, "aligner": False}, {}, marks=pytest.mark.slow),
     ],
@@ -99,7 +104,8 @@ def check_parts(planned: dict[str, int], real: dict[str, int], rel: float = 0.03
 def test_rows_with_media_need_what_a_real_step_needs(
     kind: str, freeze: dict[str, Any], changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    write = write_audio_model if kind == "audio" else partial(write_vision_model, kind=kind.removesuffix("-videos"))
+    usual = partial(write_vision_model, kind=kind.removesuffix("-videos"))
+    write = {"audio": write_audio_model, "omni": write_omni_model}.get(kind, usual)
     run = build_run(write(tmp_path / kind), freeze, **changes)
     recipe, spec, media = run
     planned = plan_step_memory(recipe, spec, None, length=TOKENS, steps=10, micro_batches=4, media=media)
