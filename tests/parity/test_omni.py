@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from litgpt.cli import main
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.positions import build_media_positions
 from litgpt.errors import UserError
@@ -203,6 +204,7 @@ def test_a_model_with_further_parts(tmp_path: Path) -> None:
     assert before.keys() == after.keys() and changed == {"thinker.lm_head.weight"}
     assert (export / "spk_dict.pt").read_bytes() == (source / "spk_dict.pt").read_bytes()
     assert read_family(export) == config
+    assert main(["verify", str(export), "--length", "24"]) == 0
 
     export_folder(cast, source, config, dtype=torch.bfloat16)
     types = {name: tensor.dtype for name, tensor in load_file(cast / "model.safetensors").items()}
