@@ -116,7 +116,7 @@ def test_models_health_metrics_and_the_route_of_litgpt(client: openai.OpenAI, se
         ({"n": 60}, 429, "60 texts are more than may wait (40)"),
         ({"top_logprobs": 2}, 400, "top_logprobs: needs logprobs: true"),
         ({"stop": ""}, 400, "stop: '' ends every text"),
-        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "'video_url' is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, 400, "'file' is not supported"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "is not UTF-8"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
         (
