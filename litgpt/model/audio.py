@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from litgpt.errors import UserError
 from litgpt.model.audio_config import STRIDE, AudioShape
 from litgpt.model.media import Sounds
-from litgpt.model.vision import TowerBlock
+from litgpt.model.tower_block import TowerBlock
 
 KERNEL = 3  # frames that a convolution reads
 LONGEST = 10_000  # the longest period of sinusoids, as a multiple of the shortest
