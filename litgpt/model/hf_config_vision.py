@@ -37,7 +37,7 @@ def read_side(vision: Values, _values: Values, fields: Values, _width: int) -> d
 
 def write_side(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The side in pixels."""
-    return {"image_size": shape.pixels or (shape.side or 0) * shape.patch}, {}
+    return {"image_size": shape.image_size}, {}
 
 
 def read_square(key: str, value: Any) -> int:
@@ -55,8 +55,7 @@ def read_squares(vision: Values, _values: Values, _fields: Values, _width: int) 
 
 def write_squares(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both sides for both directions."""
-    pixels = (shape.side or 0) * shape.patch
-    return {"patch_size": [shape.patch] * 2, "image_size": [pixels] * 2}, {}
+    return {"patch_size": [shape.patch] * 2, "image_size": [shape.image_size] * 2}, {}
 
 
 def read_norm_type(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:

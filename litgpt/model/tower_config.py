@@ -181,18 +181,24 @@ class TowerShape(BlockShape):
             raise field_error("vision.deep_layers", problem, f"use 0 to {self.blocks_run - 1}")
         if self.positions != "none" and self.side is None:
             raise field_error("vision.side", f"None with positions: {self.positions}", "use e.g. 24")
+        if self.pixels is not None and self.pixels // self.patch != self.side:
+            problem = f"{self.pixels} with side: {self.side} and patch: {self.patch}"
+            raise field_error("vision.pixels", problem, "use null")
         if self.line_break and deep:
             raise field_error("vision.deep_layers", f"{deep} with line_break: true", "use null")
-        if self.image_blocks and self.positions != "learned":
-            problem = f"true with positions: {self.positions}, for images of any size"
-            raise field_error("vision.image_blocks", problem, "use positions: learned")
-        if self.image_blocks and self.prompt_blocks:
-            raise field_error("vision.image_blocks", "true with prompt_blocks: true, which has them", "use false")
         if self.projector_form == "gated" and self.projector_hidden is None:
             raise field_error("vision.projector_hidden", "None with projector_form: gated", "use e.g. 4096")
         if self.window is not None and self.window < self.merge * self.patch:
             problem = f"{self.window} is less than a block of {self.merge * self.patch}"
             raise field_error("vision.window", problem, f"use e.g. {8 * self.patch}")
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        if self.image_blocks and self.positions != "learned":
+            problem = f"true with positions: {self.positions}, for images of any size"
+            raise field_error("vision.image_blocks", problem, "use positions: learned")
+        if self.image_blocks and self.prompt_blocks:
+            raise field_error("vision.image_blocks", "true with prompt_blocks: true, which has them", "use false")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as for `from_values`."""
@@ -202,6 +208,11 @@ class TowerShape(BlockShape):
     def patch_numbers(self) -> int:
         """Numbers in a patch."""
         return self.channels * self.temporal * self.patch**2
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the image that the tower has positions for; 0 without positions."""
+        return self.pixels or (self.side or 0) * self.patch
 
     @property
     def has_blocks(self) -> bool:

@@ -231,9 +231,9 @@ def check_grids(shape: TowerShape, grids: Sequence[Grid]) -> None:
     for grid in grids:
         _, height, width = grid
         if shape.positions == "learned" and (height, width) != (shape.side, shape.side):
-            pixels = (shape.side or 0) * shape.patch
             size = f"{height * shape.patch} x {width * shape.patch}"
-            raise UserError(f"image of {size} pixels: the vision tower reads {pixels} x {pixels}; resize to that")
+            read = f"{shape.image_size} x {shape.image_size}"
+            raise UserError(f"image of {size} pixels: the vision tower reads {read}; resize to that")
         if height % shape.merge or width % shape.merge:
             raise UserError(f"grid of {height} x {width} patches: sides must be multiples of {shape.merge}")
 

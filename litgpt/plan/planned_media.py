@@ -35,6 +35,7 @@ class PlannedPictures:
     """The images and videos of each row, all of one size.
 
     Attributes:
+        shape: of the tower that reads them.
         images, videos: their numbers.
         side: height and width in pixels.
         frames: of each video.
@@ -84,8 +85,9 @@ class PlannedPictures:
     def list_names(self) -> list[str]:
         """What the plan calls them."""
         size = f"{self.side} x {self.side} pixels"
-        names = [f"{count_nouns(self.images, 'image')} of {size}"] if self.images else []
-        return names + ([f"{count_nouns(self.videos, 'video')} of {self.frames} frames of {size}"] * bool(self.videos))
+        images = f"{format_number(self.images, 'image')} of {size}"
+        videos = f"{format_number(self.videos, 'video')} of {self.frames} frames of {size}"
+        return [name for name, number in ((images, self.images), (videos, self.videos)) if number]
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class PlannedSounds:
     """The sounds of each row, all of one length.
 
     Attributes:
+        shape: of the tower that reads them.
         number: of sounds.
         frames: of each.
     """
@@ -124,7 +127,7 @@ class PlannedSounds:
 
     def list_names(self) -> list[str]:
         """What the plan calls them."""
-        return [f"{count_nouns(self.number, 'sound')} of {self.seconds:g} seconds"] if self.number else []
+        return [f"{format_number(self.number, 'sound')} of {self.seconds:g} seconds"] if self.number else []
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ class PlannedMedia:
         return f"{' and '.join(names)}, {self.places} of these tokens"
 
 
-def count_nouns(number: int, noun: str) -> str:
-    """A number of things."""
+def format_number(number: int, noun: str) -> str:
+    """A number of things, as in `1 image` and `2 images`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -178,7 +181,8 @@ def choose_media(spec: RunSpec, length: int) -> PlannedMedia | None:
     """The media of each row of `length` tokens, as `spec.row_media` asks for them; None without any.
 
     Raises:
-        UserError: for media that the model does not read, of a size that its towers do not read, and for more than fit.
+        UserError: for media that the model does not read, of a size that its towers do not read, for more than fit,
+            and for sounds in rows of preferences.
     """
     config, asked = spec.config, spec.row_media
     check_row_media(config, asked)
@@ -186,7 +190,8 @@ def choose_media(spec: RunSpec, length: int) -> PlannedMedia | None:
     usual = int(asked.seconds is not None or (config.vision is None and spec.preference is None))
     sounds = None if config.audio is None else choose_sounds(AudioShape.from_values(config.audio), asked, usual)
     if sounds is not None and sounds.number and spec.preference is not None:
-        raise UserError(f"sounds_per_row: {sounds.number} is not supported with preferences; leave it out")
+        given = f"sounds_per_row: {asked.sounds}" if asked.sounds else f"sound_seconds: {asked.seconds}"
+        raise UserError(f"{given} is not supported with preferences; leave it out")
     planned = PlannedMedia(pictures, sounds)
     if planned.places >= length:
         if asked == RowMedia():
@@ -209,19 +214,21 @@ def check_row_media(config: Config, asked: RowMedia) -> None:
     Raises:
         UserError: naming the setting that has no effect.
     """
-    visual = {"images_per_row": asked.images, "image_size": asked.size, "videos_per_row": asked.videos}
-    visual["video_frames"] = asked.frames
+    videos = asked.videos or 0
+    visual = {"images_per_row": asked.images, "image_size": asked.size}
+    visual |= {"videos_per_row": asked.videos, "video_frames": asked.frames}
     heard = {"sounds_per_row": asked.sounds, "sound_seconds": asked.seconds}
     for tower, settings, shape in (("a vision", visual, config.vision), ("an audio", heard, config.audio)):
         for key, value in settings.items():
             if shape is None and value is not None:
                 raise UserError(f"{key}: {value} has no effect on a model without {tower} tower; leave it out")
     for key, value, counted, number in (
-        ("video_frames", asked.frames, "videos_per_row", asked.videos),
+        ("image_size", asked.size, "images_per_row", videos or (1 if asked.images is None else asked.images)),
+        ("video_frames", asked.frames, "videos_per_row", videos),
         ("sound_seconds", asked.seconds, "sounds_per_row", 1 if asked.sounds is None else asked.sounds),
     ):
         if value is not None and not number:
-            raise UserError(f"{key}: {value} has no effect with {counted}: {number or 0}; set {counted}: 1")
+            raise UserError(f"{key}: {value} has no effect with {counted}: 0; set {counted}: 1")
 
 
 def choose_pictures(shape: TowerShape, asked: RowMedia) -> PlannedPictures:
@@ -235,12 +242,13 @@ def choose_pictures(shape: TowerShape, asked: RowMedia) -> PlannedPictures:
         raise UserError(f"videos_per_row: {asked.videos} has no effect on a model that reads no videos; leave it out")
     if asked.videos and shape.frame_block > 1:
         raise UserError(
-            f"videos_per_row: {asked.videos} is not planned yet for this model; plan images_per_row instead"
+            f"videos_per_row: {asked.videos} is not planned yet for a model whose frames have fewer features than "
+            "images; set images_per_row instead"
         )
     unit = shape.patch * shape.merge
-    fixed = (shape.side or 0) * shape.patch if shape.positions == "learned" else None
+    fixed = shape.image_size if shape.positions == "learned" else None
     usual = fixed or -(-DEFAULT_SIDE // unit) * unit
-    if asked.size is not None and (asked.size % unit or asked.size != (fixed or asked.size)):
+    if asked.size is not None and (asked.size != fixed if fixed else asked.size % unit):
         cure = f"set {fixed}" if fixed else f"use a multiple of {unit}, such as {usual}"
         raise UserError(f"image_size: {asked.size} is not a size that the vision tower reads; {cure}")
     videos = asked.videos or 0

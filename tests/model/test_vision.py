@@ -100,6 +100,7 @@ def test_model_without_tower() -> None:
         ({"width": None}, "vision.width"),
         ({"heads": 3}, "16 does not fit 3 heads"),
         ({"side": None}, "vision.side"),
+        ({"pixels": 99}, r"vision\.pixels: 99 with side: "),
         ({"blocks_run": 2}, "2 of 1 blocks"),
         ({"window": 3}, "vision.window"),
         ({"act": "tanh"}, "vision.act"),

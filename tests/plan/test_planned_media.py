@@ -131,7 +131,7 @@ def test_preferences_about_images_are_planned(tmp_path: Path) -> None:
     cls = COMMANDS["kto"].import_recipe()
     tree = {"checkpoint_dir": str(folder), "out_dir": "unused", "data": data, "train": train, "precision": "32-true"}
     recipe = build_recipe(cls, merge_settings(cls, {}, tree, trusted=True))
-    seen, text = (plan_run(recipe, build_spec("kto", recipe, RowMedia(number, 32))) for number in (2, 0))
+    seen, text = (plan_run(recipe, build_spec("kto", recipe, asked)) for asked in (RowMedia(2, 32), RowMedia(0)))
     assert seen.ranks[0].parts["other"] > text.ranks[0].parts["other"]
 
 
@@ -181,6 +181,9 @@ def test_the_tower_takes_time(tmp_path: Path) -> None:
     ("kind", "asked", "message"),
     [
         ("llava", RowMedia(1, 32), "image_size: 32 is not a size that the vision tower reads; set 16"),
+        ("llava_onevision", RowMedia(1, 16), "image_size: 16 is not a size that the vision tower reads; set 18"),
+        ("llava_onevision", RowMedia(videos=1), "videos_per_row: 1 is not planned yet for a model whose frames have"),
+        ("qwen2_vl", RowMedia(0, 32), "image_size: 32 has no effect with images_per_row: 0; set images_per_row: 1"),
         ("qwen2_vl", RowMedia(1, 30), "use a multiple of 8, such as 448"),
         ("qwen2_vl", RowMedia(3, 64), "images_per_row: 3 with 192 tokens do not fit into rows of 128"),
         (None, RowMedia(2), "images_per_row: 2 has no effect on a model without a vision tower; leave it out"),
