@@ -20,7 +20,7 @@ from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.text_settings import get_text_settings, prepare_texts
 from litgpt.interrupts import notice_interrupt, suspend_exit_on_interrupt
 from litgpt.recipe.chat import Chat
-from litgpt.recipe.generate import AN_EXAMPLE
+from litgpt.recipe.generate import MEDIA_NOUNS
 
 
 def run(recipe: Chat) -> None:
@@ -159,9 +159,9 @@ SLASH_COMMANDS = {
     "/reset": SlashCommand("", "begin a new conversation, with the same system message", reset),
     **{
         f"/{kind}": SlashCommand(
-            "FILE", f"add {an} to the next message; without FILE, remove those added", partial(add_medium, kind)
+            "FILE", f"add {noun} to the next message; without FILE, remove those added", partial(add_medium, kind)
         )
-        for kind, an in AN_EXAMPLE.items()
+        for kind, noun in MEDIA_NOUNS.items()
     },
     "/save": SlashCommand("FILE", "save the conversation as a new .jsonl file to train on", save),
     "/help": SlashCommand("", "list these commands", show_help),

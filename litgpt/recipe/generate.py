@@ -67,7 +67,7 @@ class GenerationSettings:
             raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
 
 
-AN_EXAMPLE = {"image": "an image", "video": "a video", "audio": "a sound"}
+MEDIA_NOUNS = {"image": "an image", "video": "a video", "audio": "a sound"}
 """What the paths of media are of, by the field that holds them."""
 
 
@@ -104,14 +104,14 @@ class WrittenTexts(GenerationSettings):
         for kind, paths in self.media.items():
             for path in paths:
                 if not path.is_file():
-                    raise UserError(f"{kind}: {path} is not a file; give the path of {AN_EXAMPLE[kind]}")
+                    raise UserError(f"{kind}: {path} is not a file; give the path of {MEDIA_NOUNS[kind]}")
         if self.prompts is not None and not self.prompts.is_file():
             raise UserError(f"prompts: {self.prompts} is not a file; use a .txt with one prompt a line, or a .jsonl")
 
     @property
     def media(self) -> dict[str, list[Path]]:
         """The images, videos and sounds of the prompt, by kind; without kinds that it has none of."""
-        given = {kind: getattr(self, kind) for kind in AN_EXAMPLE}
+        given = {kind: getattr(self, kind) for kind in MEDIA_NOUNS}
         return {kind: value if isinstance(value, list) else [value] for kind, value in given.items() if value}
 
 

@@ -12,7 +12,7 @@ from litgpt.recipe.generate import InferencePrecision, InferenceQuantFormat, Tem
 
 Port = Annotated[int, Ge(0), Le(65535)]
 Seconds = Annotated[float, Ge(0.001), Le(1e6)]
-FilmPixels = Annotated[int, Ge(1), Le(10**15)]
+VideoPixels = Annotated[int, Ge(1), Le(10**15)]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Serve:
     """Maximum number of pixels of an image."""
     max_videos: Count = 4
     """Maximum number of videos of a request, for models that read videos."""
-    max_video_pixels: FilmPixels = 2**33
+    max_video_pixels: VideoPixels = 2**33
     """Maximum number of pixels of all frames of a video together: two minutes of 1080p by default."""
     max_audios: Count = 16
     """Maximum number of sounds of a request, for models that hear."""
