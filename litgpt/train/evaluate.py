@@ -200,7 +200,7 @@ def build_continued_batch(ids: Sequence[int], cached: int, prompt: Batch | None,
     Args:
         cached: number of tokens in the cache, none of a prompt or all of it.
         prompt: the beginning of the text, with its images; None without any.
-        prompt_tokens: the number of tokens of the prompt; those after them are labels.
+        prompt_tokens: the number of `ids` that are of the prompt; below 1 for none. Those after them are labels.
     """
     ids_1T = torch.tensor([list(ids)[cached:]])
     labels_1T = ids_1T.roll(-1, 1)
