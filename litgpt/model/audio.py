@@ -21,7 +21,7 @@ from litgpt.model.media import Sounds
 from litgpt.model.tower_block import TowerBlock
 
 KERNEL = 3  # frames that a convolution reads
-LONGEST = 10_000  # the longest period of sinusoids, as a multiple of the shortest
+PERIOD_RATIO = 10_000  # the longest period of the sinusoids, by the shortest
 
 
 class AudioTower(nn.Module):
@@ -39,9 +39,9 @@ class AudioTower(nn.Module):
         self.conv_2 = nn.Conv1d(shape.width, shape.width, KERNEL, stride=STRIDE, padding=1)
         self.positions = nn.Embedding(shape.places, shape.width) if shape.positions == "table" else None
         self.edge_tokens = nn.Embedding(2, width) if shape.edge_tokens else None
-        for fixed in (self.positions, self.edge_tokens):
-            if fixed is not None:
-                fixed.requires_grad_(False)
+        for table in (self.positions, self.edge_tokens):  # published and kept as they are
+            if table is not None:
+                table.requires_grad_(False)
         self.blocks = nn.ModuleList(TowerBlock(shape) for _ in range(shape.layers))
         self.norm_final = nn.LayerNorm(shape.width, eps=shape.eps)
         self.projector = nn.Linear(shape.width, width)
@@ -66,11 +66,11 @@ class AudioTower(nn.Module):
         shape, weight = self.shape, self.conv_1.weight
         check_lengths(shape, sounds.lengths)
         chunks = [chunk for length in sounds.lengths for chunk in shape.list_chunks(length)]
-        read, places = map(shape.count_read_frames, chunks), list(map(shape.count_places, chunks))
-        parts = sounds.frames_NM.to(weight.device, weight.dtype).split(list(read))
+        read, places = (list(map(count, chunks)) for count in (shape.count_read_frames, shape.count_places))
+        parts = sounds.frames_NM.to(weight.device, weight.dtype).split(read)
         frames_SFM = pad_sequence(parts, batch_first=True)
         # zeros after the frames that are read are what both convolutions read there, or are not read for its places
-        counts_S11 = torch.tensor(list(map(len, parts)), device=weight.device)[:, None, None]
+        counts_S11 = torch.tensor(read, device=weight.device)[:, None, None]
         is_read_S1F = torch.arange(frames_SFM.shape[1], device=weight.device) < counts_S11
         hidden_SCF = F.gelu(self.conv_1(frames_SFM.mT)) * is_read_S1F
         hidden_SFC = F.gelu(self.conv_2(hidden_SCF)).mT
@@ -90,8 +90,12 @@ class AudioTower(nn.Module):
 
 
 def build_sinusoids(numbers_F: Tensor, width: int) -> Tensor:
-    """Sines and cosines of positions, (F, C); the longest period is `LONGEST` times the shortest, 2 pi (Whisper)."""
-    frequencies = torch.exp(torch.arange(width // 2, device=numbers_F.device) * -(math.log(LONGEST) / (width // 2 - 1)))
+    """Sines and cosines of positions, (F, C), with periods from 2 pi to `PERIOD_RATIO` times that.
+
+    They are those of Whisper (Radford et al. 2022), whose periods include both ends.
+    """
+    step = math.log(PERIOD_RATIO) / (width // 2 - 1)
+    frequencies = torch.exp(torch.arange(width // 2, device=numbers_F.device) * -step)
     radians = numbers_F[:, None] * frequencies
     return torch.cat([radians.sin(), radians.cos()], 1)
 

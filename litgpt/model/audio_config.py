@@ -10,7 +10,7 @@ from litgpt.model.tower_config import BlockShape
 AUDIO_SIZES = ("width", "layers", "heads", "mlp_size", "mels", "places")
 STRIDE = 2  # frames of the second convolution, and what it returns per feature
 REACH = 2  # frames after a sound that the convolutions of its last place reach
-LEAST_SINUSOIDS = 4  # numbers of a position, of which the frequencies are two or more
+LEAST_SINUSOIDS = 4  # numbers of a position: a sine and a cosine of the first and of the last frequency
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class AudioShape(BlockShape):
             problem = f"{shape.width} does not fit {shape.heads} heads"
             raise field_error("audio.width", problem, f"use e.g. {shape.heads * 64}")
         if shape.positions == "sinusoids" and (shape.width % 2 or shape.width < LEAST_SINUSOIDS):
-            problem = f"{shape.width} does not fit sinusoids, which are pairs"
+            problem = f"{shape.width} does not fit sinusoids, which are two pairs or more"
             raise field_error("audio.width", problem, f"use e.g. {shape.heads * 64}")
         if shape.chunk_places is not None and not 1 <= shape.chunk_places <= shape.places:
             problem = f"{shape.chunk_places} with places: {shape.places}"

@@ -25,7 +25,7 @@ from litgpt.model.hf_config_layers import has_bias
 from litgpt.model.hf_config_values import unsupported_key
 from litgpt.model.hf_config_vision import TowerKeys
 from litgpt.model.names import NameTable, build_name_table
-from litgpt.model.tower_families import expand_tower_family
+from litgpt.model.tower_families import TOWER_PARTS, expand_tower_family
 from litgpt.model.transformer_config import TransformerConfig
 
 CONFIG_FILES = ("model_config.yaml", "config.json")
@@ -70,7 +70,7 @@ class Family(ConfigKeys):
 
     def can_express(self, config: TransformerConfig) -> bool:
         """Whether a config, written as this architecture's config.json and read back, computes the same."""
-        towers = [part for part in ("vision", "audio") if getattr(config, part) is not None]
+        towers = [part for part in TOWER_PARTS if getattr(config, part) is not None]
         if towers != [tower.part for tower in self.towers] or (self.nested and not self.towers):
             return False
         if self.divisible and getattr(config, self.divisible[0]) % getattr(config, self.divisible[1]):
@@ -270,8 +270,9 @@ def find_published_family(values: Mapping[str, Any]) -> Family | None:
         part = values.get(key)
         given = part.get("model_type") if isinstance(part, dict) else None
         types: list[Any] = [family.part_types.get(key, given) for family in families]
-        is_tower = key != "text_config"
-        if given is None or not families or (is_tower and len(set(types)) == 1):  # that of the only tower has changed
+        if given is None or not families:
+            continue
+        if key != "text_config" and len(set(types)) == 1:  # older folders have another type of the only tower
             continue
         if given not in types:
             raise unsupported_key(f"{key}.model_type", given, " or ".join(dict.fromkeys(map(str, types))))

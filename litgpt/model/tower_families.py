@@ -8,7 +8,7 @@ from litgpt.mappings import drop_nulls
 PASSED_ON = ("architectures", "model_type", "nested", "whole", "carried", "starts", "module_starts")
 """The entries of a file that those of each pair have as they are."""
 TOWER_PARTS = ("vision", "audio")
-"""The entries of a file that have those of its towers."""
+"""The entries of a file that have those of its towers, in the order in which a model numbers their features."""
 INHERITED_BY_TOWERS = ("config", "missing", "tensors")
 """The entries of a tower's file that one `like` another inherits, key by key, except those set to null."""
 

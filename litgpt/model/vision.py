@@ -50,9 +50,12 @@ class Projector(nn.Module):
         self.act, self.gate_act = TOWER_ACTIVATIONS[shape.projector_act], TOWER_ACTIVATIONS[shape.act]
 
     def forward(self, x_NC: Tensor, order: FeatureOrder | None = None) -> Tensor:
-        """(N, C) -> (M, D), in an order."""
+        """(N, C) -> (M, D): one feature for each merge block, or with an order one for each place of texts."""
         features_MD = self._project(x_NC)
-        return features_MD if order is None or self.line_break is None else order.arrange(features_MD, self.line_break)
+        if order is None:
+            return features_MD
+        assert self.line_break is not None, "orders are of models whose rows of features end with a learned one"
+        return order.arrange(features_MD, self.line_break)
 
     def _project(self, x_NC: Tensor) -> Tensor:
         if self.norm is not None and self.norm_at == "patch":
@@ -146,6 +149,7 @@ class Tower(nn.Module):
         grid = (1, sides[0] or 0, sides[1] or 0)
         weight = self.patches.weight
         blank = torch.zeros(grid[1] * grid[2], shape.patch_numbers, dtype=weight.dtype, device=weight.device)
+        # the learned feature and the first other one, so that both have gradients
         order = FeatureOrder(torch.arange(-1, 1)[:, None], None, (2,), 1) if shape.line_break else None
         return self(Media(blank, (grid,), order=order)).sum() * 0
 
