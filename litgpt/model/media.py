@@ -107,12 +107,12 @@ def find_sources(ids_BT: Tensor, media: Media, config: TransformerConfig) -> Ten
         UserError: if the texts do not have a place for each feature.
     """
     sources_BT, numbered = torch.full_like(ids_BT, -1), 0
-    for tokens, order, features in list_features(media, config):
+    for tokens, sources, features in list_features(media, config):
         numbers = number_places(torch.isin(ids_BT, torch.tensor(tokens, device=ids_BT.device)))
-        if (places := count_found(numbers)) != len(order):
-            raise UserError(f"media: {len(order)} features for {places} places in the text; use as many of both")
+        if (places := count_found(numbers)) != len(sources):
+            raise UserError(f"media: {len(sources)} features for {places} places in the text; use as many of both")
         if places:
-            sources_BT = torch.where(numbers >= 0, order.to(ids_BT.device)[numbers] + numbered, sources_BT)
+            sources_BT = torch.where(numbers >= 0, sources.to(ids_BT.device)[numbers] + numbered, sources_BT)
         numbered += features
     return sources_BT
 
@@ -122,13 +122,13 @@ def list_features(media: Media, config: TransformerConfig) -> list[tuple[list[in
     listed = list[tuple[list[int], Tensor, int]]()
     if config.vision is not None:
         tower = TowerShape.from_values(config.vision)
-        counts = [prod(grid) // tower.merge**2 for grid in media.grids]
-        counts = counts if media.order is None else list(media.order.counts)
-        order = torch.arange(sum(counts))
+        in_order = [prod(grid) // tower.merge**2 for grid in media.grids]
+        counts = in_order if media.order is None else list(media.order.counts)
+        numbers = torch.arange(sum(counts))
         if media.uses is not None:
-            of_images = order.split(counts)
-            order = torch.cat([order[:0], *(of_images[use] for use in media.uses)])
-        listed.append((tower.media_tokens, order, sum(counts)))
+            of_images = numbers.split(counts)
+            numbers = torch.cat([numbers[:0], *(of_images[use] for use in media.uses)])
+        listed.append((tower.media_tokens, numbers, sum(counts)))
     if config.audio is not None:
         audio = AudioShape.from_values(config.audio)
         lengths = () if media.sounds is None else media.sounds.lengths
