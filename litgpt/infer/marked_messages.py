@@ -1,7 +1,7 @@
 """Messages with a mark in the place of each image, video or sound."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +44,17 @@ def mark_media(
         attached = resolve_media(attached, folder)
         attached = attached if split is None else tuple(map(split, attached))
     except BadRow as error:
-        raise UserError(f"{kinds[0]}: {error}") from None
+        raise UserError(f"{name_kinds(kinds)}: {error}") from None
     marked = [
         message if message.get("content") is None else {**message, "content": other.content}
         for message, other in zip(messages[system:], attached, strict=True)
     ]
     return [*messages[:system], *marked], [medium for message in attached for medium in message.media]
+
+
+def name_kinds(kinds: Iterable[str]) -> str:
+    """The kinds of the media of a prompt, each once, for an error about one of them."""
+    return " or ".join(dict.fromkeys(kinds))
 
 
 def list_media_kinds(content: Any) -> list[str]:

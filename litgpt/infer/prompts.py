@@ -24,7 +24,7 @@ from litgpt.data.render.prompt_styles import PromptStyle, has_prompt_style, load
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
-from litgpt.infer.marked_messages import list_given_by_prompt, mark_media
+from litgpt.infer.marked_messages import list_given_by_prompt, mark_media, name_kinds
 from litgpt.infer.prompt_images import Prompt
 from litgpt.messages import print_message
 from litgpt.model.config import Config
@@ -164,7 +164,7 @@ class PromptEncoder:
                 try:
                     marked = placer.write_marks(Conversation((Message("user", content, media=of_message),)))
                 except BadRow as error:
-                    raise UserError(f"{media[0].kind}: {error}") from None
+                    raise UserError(f"{name_kinds(medium.kind for medium in media)}: {error}") from None
                 message = {**message, "content": marked.messages[0].content}
             written.append(message)
         return written
@@ -193,7 +193,7 @@ class PromptEncoder:
             conversation = Conversation((Message("user", "", media=tuple(media)),))
             example = placer.write_images(tokens, np.zeros(len(tokens), np.float32), conversation)
         except BadRow as error:
-            raise UserError(f"{media[0].kind}: {error}") from None
+            raise UserError(f"{name_kinds(medium.kind for medium in media)}: {error}") from None
         ids, reader = tuple(example.ids.tolist()), placer.media_reader
         return Prompt(ids) if reader is None else Prompt(ids, example.media, reader)
 

@@ -338,7 +338,7 @@ def plan_canvas(size: Size, settings: PictureSettings, unit: int) -> PicturePlan
 
 
 def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int, *, alone: bool = True) -> list[Tensor]:
-    """The images uint8 (C, H, W) that the tower reads of one: one, or its tiles row by row and the whole at last.
+    """The images uint8 (C, H, W) that the tower reads of one, in the order of `PicturePlan.pictures`.
 
     Args:
         unit: the side of a merge block in pixels.

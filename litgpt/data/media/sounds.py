@@ -179,7 +179,8 @@ def decode_sound(source: Path | bytes, settings: SoundSettings, start: int = 0, 
     """The samples (N,) of a sound, float32, the mean of its channels at the rate of the settings.
 
     Args:
-        start, stop: of a piece of the sound, after which nothing is decoded; None for all of one that the model reads.
+        start, stop: the samples of a piece, at the rate of the settings; nothing after it is decoded. None for all of a
+            sound that the model reads.
 
     Raises:
         MediumError: as `read_sound_samples`, or if the file is cut off.
@@ -200,8 +201,10 @@ def decode_sound(source: Path | bytes, settings: SoundSettings, start: int = 0, 
             stop = samples if stop is None else stop
             check_samples(source, min(samples, settings.most_samples), settings)  # whether there are any
             add_samples(parts, resampler.resample(None), given, start)
-            if samples < stop or expected not in (None, decoded):
+            if expected not in (None, decoded):
                 raise ValueError(f"the header says {expected} samples, but {decoded} are there")
+            if samples < stop:
+                raise ValueError(f"it ends at sample {samples}, before {stop}")
     # the resampler's last samples depend on its filter, which may keep all of a sound of a few
     piece = torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.float32)]))[: stop - start]
     return torch.nn.functional.pad(piece, (0, stop - start - len(piece)))

@@ -8,12 +8,12 @@ from litgpt.data.media.positions import build_media_positions
 from litgpt.data.render.example import PlacedMedium
 from litgpt.model.tower_config import TowerShape
 
-SEEN = ("image", "video")
+VISUAL_KINDS = ("image", "video")
 """The kinds of media that have rows and columns."""
 
 
 def build_sample_positions(shape: TowerShape, ids: Sequence[int], media: Sequence[PlacedMedium]) -> Tensor:
     """The positions (3, T) of a text with these media; the places of sounds have positions as text has."""
-    seen = [each for each in media if each.medium.kind in SEEN]
+    seen = [each for each in media if each.medium.kind in VISUAL_KINDS]
     grids = [grid for each in seen for grid in each.grids]
     return build_media_positions(shape, ids, grids, seconds=[step for each in seen for step in each.step_seconds])

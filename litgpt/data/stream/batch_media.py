@@ -22,7 +22,7 @@ ExampleRows = list[list[Example]]
 
 
 class ReadMedium(NamedTuple):
-    """A medium of a sample with the patches or frames that a tower reads, and as of `MediaReader.read_order`."""
+    """A medium of a sample with the patches or frames that a tower reads, and the order of its features, if any."""
 
     placed: PlacedMedium
     values: torch.Tensor

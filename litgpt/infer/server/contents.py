@@ -59,8 +59,8 @@ class RequestMedium:
 
     Attributes:
         data: the bytes of its file.
-        where: it is in its part, for errors.
-        format: that the request says it has; None if it does not say so.
+        where: the key of its part that it was at, for errors.
+        format: of its file, as the request says; None if it does not say so.
     """
 
     kind: str
@@ -73,7 +73,7 @@ def parse_contents(messages: Sequence[dict[str, Any]]) -> list[RequestMedium]:
     """Replace the contents of messages by texts, or by lists of texts and media where there are media.
 
     Returns:
-        The media, in order, which `check_request_media` reads.
+        The media, in order, for `check_request_media`.
 
     Raises:
         ApiError: for a part of another kind, or a medium that is not a data URL or base64.
