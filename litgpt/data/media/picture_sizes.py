@@ -102,6 +102,22 @@ def find_tile_grid(size: Size, tile: Size, least: int, most: int) -> tuple[int, 
     return best
 
 
+def check_growth(size: Size, new: Size) -> None:
+    """Check that an image is not made larger than the largest one that is decoded, as a narrow one would be.
+
+    Raises:
+        UserError: if it would be.
+    """
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and math.prod(new) > limit:
+        raise UserError(
+            f"image of {size[0]} x {size[1]} pixels: it would become one of {new[0]} x {new[1]}, more than {limit:,} "
+            "pixels; use one whose long side is shorter"
+        )
+
+
 SIZE_RULES: dict[str, Callable[[Size, Mapping[str, int], int], Size]] = {
     "square": fit_square,
     "short_side": fit_short_side,

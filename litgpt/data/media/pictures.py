@@ -21,7 +21,7 @@ from litgpt.data.media.canvases import (
     place_on_canvas,
 )
 from litgpt.data.media.errors import MediumError
-from litgpt.data.media.picture_sizes import SIZE_RULES, Size, find_tile_grid, fit_tiles
+from litgpt.data.media.picture_sizes import SIZE_RULES, Size, check_growth, find_tile_grid, fit_tiles
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 from litgpt.model.feature_order import FeatureOrder
@@ -303,15 +303,17 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int, *, alone: boo
         alone: whether it is the only image of a sample.
 
     Raises:
-        UserError: if it is too narrow.
+        UserError: if it is too narrow, or would be too large.
     """
     square = None
     if settings.canvases is not None:
         if alone or settings.cuts_several:
             return plan_canvas(size, settings, unit)
         square = max(size)
+        check_growth(size, (square, square))
         size = (square, square)
     resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
+    check_growth(size, resized)
     if settings.tile_counts is not None:
         rows, columns = find_tile_grid(size, resized, *settings.tile_counts)
         if rows * columns > 1:

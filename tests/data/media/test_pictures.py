@@ -208,6 +208,17 @@ def test_images_of_a_sample_of_several(tmp_path: Path) -> None:
         assert torch.equal(normalize_picture(picture, settings), tile)
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [("CLIPImageProcessor", (2, 400_000)), ("LlavaOnevisionImageProcessor", (9_500, 100))]
+)
+def test_images_that_would_become_too_large(kind: str, size: tuple[int, int], tmp_path: Path) -> None:
+    getattr(transformers, kind)(**PROCESSORS[kind]).save_pretrained(tmp_path)
+    settings = read_picture_settings(tmp_path)
+    with pytest.raises(UserError, match=r"pixels: it would become one of .*; use one whose long side is shorter"):
+        plan_picture(size, settings, 14, alone=False)
+    assert plan_picture((1_000, 1_500), settings, 14, alone=False).pictures
+
+
 @pytest.mark.parametrize("size", [(3, 5), (27, 40), (54, 9)])
 def test_interpolated_features(size: tuple[int, int]) -> None:
     features_DHW = torch.randn(2, 27, 54, generator=torch.Generator().manual_seed(0))
