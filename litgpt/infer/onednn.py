@@ -140,7 +140,7 @@ def is_reordered(layer: nn.Module) -> bool:
 
 
 def has_half_matrices(model: GPT) -> bool:
-    """Whether the linear layers of the blocks, if any are plain, are all in bfloat16 on a CPU."""
+    """Whether all linear layers of the blocks that oneDNN could multiply are in bfloat16; false without any."""
     layers = [layer for layer in model.blocks.modules() if type(layer) is nn.Linear and can_reorder(layer.weight)]
     return bool(layers) and all(layer.weight.dtype is torch.bfloat16 for layer in layers)
 

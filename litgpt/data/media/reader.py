@@ -1,4 +1,4 @@
-"""Read the images and videos of samples: their sizes in patches ahead, from headers, and their patches for batches."""
+"""Read the media of samples: their sizes ahead, from headers, and their patches and frames for batches."""
 
 from dataclasses import dataclass
 from math import prod

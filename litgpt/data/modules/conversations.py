@@ -96,7 +96,7 @@ class Conversations(FinetuningData):
     cache_dir: Path = Path("data/conversations")
     """Folder of samples and downloads."""
     media_dir: Path | None = None
-    """Folder of the images and videos that rows name, which their paths may not leave; null for that of each source."""
+    """Folder of the media that rows name, which their paths may not leave; null for that of each source."""
     media_urls: MediaUrls = field(default_factory=MediaUrls)
     """Fetch the media of rows that are at URLs."""
     split_sounds: bool = False

@@ -53,7 +53,7 @@ class Example:
         split: number of tokens of the first of two answers, each with its prompt, that are scored as a whole; 0 for a
             sample that is a single document.
         value: a number that belongs to the two answers, such as the margin of a preference.
-        media: the images and videos in it, in order; of two answers, each has its own.
+        media: the images, videos and sounds in it, in order; of two answers, each has its own.
         null_prompt: (U,) int32 tokens of its prompt without the text; None for a sample that is always conditional.
         prompt_tokens: the number of its first tokens that `null_prompt` stands for.
     """
