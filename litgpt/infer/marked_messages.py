@@ -40,6 +40,7 @@ def mark_media(
         return list(messages), []
     system = len(messages) > 1 and messages[0].get("role") in ("system", "developer")
     try:
+        attach_media([parse_media(message) for message in messages[:system]], {})  # no text has a mark of its own
         attached = attach_media([parse_media(message) for message in messages[system:]], sources)
         attached = resolve_media(attached, folder)
         attached = attached if split is None else tuple(map(split, attached))

@@ -92,8 +92,9 @@ class PromptEncoder:
         for key, text in (("prompt", prompt), ("sys_prompt", sys_prompt or "")):
             if (position := find_surrogate(text)) is not None:
                 raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
-        marked, media = mark_media([{"role": "user", "content": prompt}], sources, folder, self.split)
-        (message,) = self._write_around_media(marked, media)
+        system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
+        marked, media = mark_media([*system, {"role": "user", "content": prompt}], sources, folder, self.split)
+        *_, message = self._write_around_media(marked, media)
         prompt = message["content"]
         if not self.has_format(chat_template):
             if sys_prompt is not None:
@@ -106,7 +107,6 @@ class PromptEncoder:
                 raise unsupported_system_prompt(sys_prompt, f"the prompt style {type(self.style).__name__}")
             return self._tokenize(text, media)
         assert self.chat is not None
-        system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
         return self._encode_marked([*system, message], media)
 
     def encode_list(

@@ -104,6 +104,7 @@ WRONG: list[tuple[list[Any], str]] = [
     (build_message(build_image(write_url(encode_image(16, 16)[:50]))), "not an image that can be read"),
     (build_message(*[GOOD] * 4), "4 images are more than max_images: 3; send fewer"),
     (build_message(GOOD, text=MARK), "text with a character that stands for an image, video or sound"),
+    ([{"role": "system", "content": MARK}, *build_message(GOOD)], "text with a character that stands for an image"),
     (build_message(text=MARK), "stands for an image, without an image"),
     (build_message(text="<image>"), "stands for an image, without an image"),
     (build_message(GOOD, text="<image>"), "not one place for each image"),
