@@ -125,6 +125,7 @@ def test_an_example_is_answered_at_each_validation(base: Path, tmp_path: Path) -
     assert all(asked in line["prompt"] and len(line["prompt"]) <= len(line["text"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_losses_are_logged_by_channel(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path)
     rows = json.loads((tmp_path / "rows.json").read_text())

@@ -49,7 +49,7 @@ def validation_losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("case", "ranks"),
     [pytest.param(case, 1, marks=SLOW.get(case, ())) for case in CASES]
-    + [pytest.param(case, 2, marks=() if case == "GaLore" else pytest.mark.slow) for case in CASES],
+    + [pytest.param(case, 2, marks=pytest.mark.slow) for case in CASES],
 )
 def test_a_run_broken_off_and_resumed_ends_as_if_it_had_not_been(
     base: Path, tmp_path: Path, case: str, ranks: int

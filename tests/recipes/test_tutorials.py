@@ -28,7 +28,8 @@ from tests.processes import serve_program
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "tutorials").glob("*.md"))
 GENERATED = "support_matrix"  # a page of tables, without commands
-LONG = ("plan", "any_to_any", "multimodal", "pretrain_tinyllama", "adding_models")  # pages of slow commands
+LONG = ("plan", "any_to_any", "multimodal", "pretrain_tinyllama", "adding_models", "launch", "resume")
+"""Pages of slow commands."""
 SHAPE = {"n_layer": 2, "n_embd": 32, "n_head": 4, "head_size": 8, "intermediate_size": 48, "block_size": 512}
 SHAPE |= {"padded_vocab_size": 1024}
 SHRINK = [f"--model_config.{key}={value}" for key, value in SHAPE.items()] + [

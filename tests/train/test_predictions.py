@@ -32,7 +32,7 @@ def build_model() -> GPT:
 def run_layer(model: GPT, block: PredictionBlock, hidden_TD: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The output of a prediction layer for a document, and the logits; ids are the tokens that it embeds."""
     pair = torch.cat([block.norm_embedding(model.embedding(ids)), block.norm_hidden(hidden_TD)], -1)
-    inputs = model._build_inputs(ids[None], None, None, None)
+    inputs = model._build_inputs(ids[None], None, None, None, None)
     hidden_TD = block.norm_output(super(PredictionBlock, block).forward(block.projection(pair)[None], inputs))[0]
     return hidden_TD, model.head(hidden_TD)  # type: ignore[misc]
 
@@ -69,7 +69,7 @@ def compute_reference(model: GPT, batch: Batch) -> list[tuple[Tensor, Tensor, in
 
 
 def inputs_of(model: GPT, ids: Tensor) -> Any:
-    return model._build_inputs(ids[None], None, None, None)
+    return model._build_inputs(ids[None], None, None, None, None)
 
 
 def compute(model: GPT, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | None]:
