@@ -48,6 +48,7 @@ def test_losses_after_200_steps_are_those_of_bf16(tmp_path: Path) -> None:
             model_config={**SHAPE, **shape, "block_size": 64},
             data={"class_path": "PythonDocs"},
             train__max_steps=200,
+            train__micro_batch_size=8,
             optimizer={"class_path": "AdamW", "init_args": {"lr": 3e-3}},
             **({} if name is None else {"fp8": {"recipe": name}}),
         )

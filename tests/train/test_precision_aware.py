@@ -294,6 +294,7 @@ def train_200_steps(folder: Path, precision: str, **settings: str) -> float:
         precision=precision,
         data={"class_path": "PythonDocs"},
         train__max_steps=200,
+        train__micro_batch_size=8,
         train__save_interval=None,
         optimizer={"class_path": "PrecisionAwareAdamW", "init_args": {"lr": 3e-3, **settings}},
     )
