@@ -38,6 +38,7 @@ def build_server(recipe: Serve) -> Server:
     models = []
     for name, llm in {recipe.model_name: base, **adapted}.items():
         llm.distribute(accelerator=recipe.accelerator, precision=recipe.precision, quantize=recipe.quantize)
+        llm.split_sounds = recipe.split_sounds
         models.append(build_model(name, recipe.adapters.get(name, recipe.checkpoint_dir), llm, recipe))
     settings = ServerSettings(
         api_key=recipe.api_key,
@@ -69,7 +70,6 @@ def load_adapted(name: str, folder: Path, base: LLM, recipe: Serve) -> LLM:
 def build_model(name: str, folder: Path, llm: LLM, recipe: Serve) -> ServedModel:
     """A model with an engine of its own, because keys and values of models differ."""
     counts = {"image": recipe.max_images, "video": recipe.max_videos, "audio": recipe.max_audios}
-    llm.split_sounds = recipe.split_sounds
     limits = MediaLimits(counts, recipe.max_image_pixels, recipe.max_video_pixels)
     defaults = Defaults(recipe.max_new_tokens, recipe.temperature, recipe.top_k, recipe.top_p, limits)
     engine = Engine(

@@ -11,8 +11,8 @@ from typing import Any
 from litgpt.model.hf_config_experts import EXPERT_TRANSLATIONS
 from litgpt.model.hf_config_layers import LAYER_TRANSLATIONS
 from litgpt.model.hf_config_rope import ROPE_TRANSLATIONS
+from litgpt.model.hf_config_towers import TowerKeys
 from litgpt.model.hf_config_values import Translation, Values, unsupported_key
-from litgpt.model.hf_config_vision import TowerKeys
 from litgpt.model.transformer_config import TransformerConfig
 
 TRANSLATIONS: dict[str, Translation] = {**ROPE_TRANSLATIONS, **LAYER_TRANSLATIONS, **EXPERT_TRANSLATIONS}

@@ -22,10 +22,10 @@ from litgpt.files import read_json, read_mapping
 from litgpt.model.hf_config import ConfigKeys, WholeKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
+from litgpt.model.hf_config_towers import TowerKeys
 from litgpt.model.hf_config_values import unsupported_key
-from litgpt.model.hf_config_vision import TowerKeys
 from litgpt.model.names import NameTable, build_name_table
-from litgpt.model.tower_families import TOWER_PARTS, expand_tower_family
+from litgpt.model.tower_families import TOWER_PARTS, expand_tower_family, merge_parent_file
 from litgpt.model.transformer_config import TransformerConfig
 
 CONFIG_FILES = ("model_config.yaml", "config.json")
@@ -171,8 +171,9 @@ def load_families() -> dict[str, Family]:
     published = {name: data for name, data in load_family_files().items() if "model_type" in data}
     merged = {name: merge_parent_family(name) for name, data in published.items() if "towers" not in data}
     towers = load_family_files("towers")
-    for data in (data for data in published.values() if "towers" in data):
-        merged |= {entry["name"]: entry for entry in expand_tower_family(data, merged, towers)}
+    for name in (name for name, data in published.items() if "towers" in data):
+        entries = expand_tower_family(merge_parent_file(published, name), merged, towers)
+        merged |= {entry["name"]: entry for entry in entries}
     return {name: build_family(dict(data)) for name, data in merged.items()}
 
 

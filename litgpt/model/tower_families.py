@@ -9,17 +9,17 @@ PASSED_ON = ("architectures", "model_type", "nested", "whole", "carried", "start
 """The entries of a file that those of each pair have as they are."""
 TOWER_PARTS = ("vision", "audio")
 """The entries of a file that have those of its towers, in the order in which a model numbers their features."""
-INHERITED_BY_TOWERS = ("config", "missing", "tensors")
-"""The entries of a tower's file that one `like` another inherits, key by key, except those set to null."""
+INHERITED_BY_KEY = ("config", "missing", "tensors", "starts", "module_starts")
+"""The entries of a file that one `like` another inherits key by key, except those set to null; others as a whole."""
 
 
-def merge_parent_tower(towers: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """The entries of a tower, with those inherited from the tower that it is `like`."""
-    data = towers[name]
+def merge_parent_file(files: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The entries of the file of a tower, or of a family with one, with those of the file that it is `like`."""
+    data = files[name]
     if "like" not in data:
         return data
-    base = merge_parent_tower(towers, data["like"])
-    merged = {key: {**base[key], **data.get(key, {})} for key in INHERITED_BY_TOWERS}
+    base = merge_parent_file(files, data["like"])
+    merged = {key: {**base[key], **data.get(key, {})} for key in INHERITED_BY_KEY if key in base}
     return {**base, **data, **{key: drop_nulls(entries) for key, entries in merged.items()}}
 
 
@@ -55,7 +55,7 @@ def merge_decoder(
     keys = []
     for part in (part for part in TOWER_PARTS if part in data):
         entries = {"tower": tower_name, "tower_names": data.get("tower_names", ""), **data[part]}
-        tower, start = merge_parent_tower(towers, entries["tower"]), entries["tower_names"]
+        tower, start = merge_parent_file(towers, entries["tower"]), entries["tower_names"]
         tensors |= {start + name: line for name, line in tower["tensors"].items()}
         module_names |= tower.get("module_names", {})
         ignored += [start.replace(".", r"\.") + each for each in tower.get("ignored", [])]

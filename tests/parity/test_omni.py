@@ -27,6 +27,7 @@ from litgpt.store.convert import export_folder
 from litgpt.store.load_model import load_model
 from litgpt.store.save_model import save_model_folder
 from tests.omni_model import SPEED, build_parts
+from tests.parity.tower_exports import check_export
 from tests.parity.tower_gradients import compare_gradients
 from tests.vision_model import DECODER
 
@@ -134,7 +135,7 @@ def read_family(folder: Path) -> Config:
 
 
 def test_family_as_published(tmp_path: Path) -> None:
-    source, export, hf_model = tmp_path / "published", tmp_path / "export", build_reference()
+    source, hf_model = tmp_path / "published", build_reference()
     hf_model.save_pretrained(source)
     config = read_family(source)
     modules = {mapping.hf_name for mapping in list_published_mappings(config).values()}
@@ -157,19 +158,8 @@ def test_family_as_published(tmp_path: Path) -> None:
         logits = model(example.ids_BT, media=other, positions_BT=example.positions)
         assert (logits - actual).abs().max() > 1e-3
 
-    save_model_folder(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))
-    exported, original = load_file(export / "model.safetensors"), load_file(source / "model.safetensors")
-    assert exported.keys() == original.keys()
-    assert all(torch.equal(exported[key], original[key]) for key in original)
-    loaded, report = transformers.AutoModelForMultimodalLM.from_pretrained(
-        export, output_loading_info=True, dtype="float32", attn_implementation="eager"
-    )
-    assert type(loaded) is type(hf_model) and not any(report.values()), report
-    with torch.no_grad():
-        assert torch.equal(compute_hf_logits(loaded.eval(), example), expected)
-    assert Config.from_checkpoint(export) == config
-    (export / "model_config.yaml").unlink()
-    assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
+    auto = transformers.AutoModelForMultimodalLM
+    check_export(model, hf_model, source, auto, lambda loaded: compute_hf_logits(loaded, example), expected)
 
 
 def write_whole(folder: Path) -> Any:

@@ -25,8 +25,8 @@ from litgpt.model.registry import find_family
 from litgpt.model.tower_config import TowerShape
 from litgpt.store.adapters.peft_lora import list_published_mappings
 from litgpt.store.load_model import iter_tensors, load_model
-from litgpt.store.save_model import save_model_folder
 from litgpt.store.tensor_audit import audit_folder, find_differing
+from tests.parity.tower_exports import check_export
 from tests.parity.tower_gradients import compare_gradients
 from tests.vision_model import DECODER, TOWER
 
@@ -337,7 +337,7 @@ FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral", "paligemma-ge
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
 )
 def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
-    row, source, export = ROWS[name], tmp_path / "published", tmp_path / "export"
+    row, source = ROWS[name], tmp_path / "published"
     hf_model = build_reference(row)
     hf_model.save_pretrained(source)
     if name == "qwen3_vl_moe":
@@ -359,19 +359,8 @@ def test_tower_family_as_published(name: str, tmp_path: Path) -> None:
     other = example._replace(media=replace(example.media, patches_NP=example.media.patches_NP.flip(0)))
     assert (compute_logits(model, other) - actual).abs().max() > 1e-3
 
-    save_model_folder(export, config=config, tensors=((key, value.detach()) for key, value in model.named_parameters()))
-    exported, original = load_file(export / "model.safetensors"), load_file(source / "model.safetensors")
-    assert exported.keys() == original.keys()
-    assert all(torch.equal(exported[key], original[key]) for key in original)
-    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(
-        export, output_loading_info=True, dtype="float32", attn_implementation="eager"
-    )
-    assert type(loaded) is type(hf_model) and not any(report.values()), report
-    with torch.no_grad():
-        assert torch.equal(compute_hf_logits(loaded.eval(), example), expected)
-    assert Config.from_checkpoint(export) == config
-    (export / "model_config.yaml").unlink()
-    assert Config.from_checkpoint(export) == Config(**{**config.to_dict(), "name": "export"})
+    auto = transformers.AutoModelForImageTextToText
+    check_export(model, hf_model, source, auto, lambda loaded: compute_hf_logits(loaded, example), expected)
 
 
 def name_module(published: str) -> str:
