@@ -59,8 +59,8 @@ def main() -> None:
     """Draw, train a codec and a model, score it, and overfit another one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="new folder for drawings, models and scores")
-    parser.add_argument("--codec_steps", type=int, default=500, help="steps of 32 drawings")
-    parser.add_argument("--steps", type=int, default=400, help="steps of 32 rows")
+    parser.add_argument("--codec_steps", type=int, default=800, help="steps of 32 drawings")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of 32 rows")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the drawings that are scored with guidance")
     options = parser.parse_args()
     start, work = time.perf_counter(), options.work.resolve()
