@@ -30,6 +30,7 @@ BOTH = (
 TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", "<start>"]
 TOKENS += ["<img>", "</img>", "[IMG_BREAK]", "[IMG_END]"]
 TOKENS += ["<end>", *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)), "<video>"]
+TOKENS += ["<|image|>", "<|patch|>", "<|image_start|>", "<|image_end|>", "<|tile_x_separator|>", "<|tile_y_separator|>"]
 DECODER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -156,6 +157,30 @@ KINDS: dict[str, dict[str, Any]] = {
         "processor": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}},
         "template": None,
     },
+    "llama4": {
+        "config": {
+            "architectures": ["Llama4ForConditionalGeneration"],
+            "text_config": {
+                **{**TEXT, "model_type": "llama4_text", "head_dim": 8, "intermediate_size_mlp": 40},
+                **{"num_local_experts": 4, "no_rope_layer_interval": 2, "attention_chunk_size": 24, "floor_scale": 16},
+            },
+            "vision_config": {
+                **{**TOWER, "model_type": "llama4_vision_model", "image_size": 16, "intermediate_size": 64},
+                **{"vision_output_dim": 24, "projector_input_dim": 24, "projector_output_dim": 24},
+            },
+        },
+        "tokens": {
+            "image_token_index": "<|patch|>",
+            "boi_token_index": "<|image_start|>",
+            "eoi_token_index": "<|image_end|>",
+        },
+        "processor": {
+            "image_processor_type": "Llama4ImageProcessor",
+            "size": {"height": 16, "width": 16},
+            "max_patches": 4,
+        },
+        "template": BOTH.replace("<start><image><end>", "<|image|>"),
+    },
     "qwen2_vl": {
         "config": {
             "architectures": ["Qwen2VLForConditionalGeneration"],
@@ -204,6 +229,7 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
     backend = train_tokenizer([], "bytes", 258, source).processor
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TOKENS])
     backend.save(str(source / "tokenizer.json"))
+    own = {key: backend.token_to_id(token) for key, token in parts.get("tokens", {}).items()}
     token = {key: backend.token_to_id("<image>") for key in ("image_token_id", "image_token_index")}
     around = {
         **dict.fromkeys(("vision_start_token_id", "boi_token_index"), backend.token_to_id("<start>")),
@@ -211,7 +237,7 @@ def write_vision_model(folder: Path, kind: str = "smolvlm", *, seed: int = 0) ->
         **dict.fromkeys(("video_token_id", "video_token_index"), backend.token_to_id("<video>")),
     }
     around |= {"eos_token_id": backend.token_to_id("<end_of_utterance>"), "pad_token_id": 1}
-    config = {"model_type": kind, "tie_word_embeddings": False, **token, **around, **parts["config"]}
+    config = {"model_type": kind, "tie_word_embeddings": False, **token, **around, **own, **parts["config"]}
     (source / "config.json").write_text(json.dumps(config))
     if parts["template"] is not None:
         (source / "chat_template.jinja").write_text(parts["template"])

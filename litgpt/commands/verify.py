@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from litgpt.data.media.pictures import PROCESSOR_FILES
+from litgpt.data.media.picture_settings import PROCESSOR_FILES
 from litgpt.data.media.videos import has_video_settings
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError

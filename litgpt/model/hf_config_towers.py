@@ -15,6 +15,7 @@ from litgpt.model.tower_config import TowerShape
 from litgpt.model.transformer_config import TransformerConfig
 
 NORM_TYPES = {"layer_norm": "layer", "rms_norm": "rms"}
+ADAPTER_WIDTHS = ("vision_output_dim", "projector_input_dim", "projector_output_dim")
 
 
 class TowerTranslation(NamedTuple):
@@ -86,6 +87,27 @@ def write_downsampling(shape: TowerShape, _width: int) -> tuple[dict[str, Any], 
     """The ratio, and the number of tokens of an image."""
     blocks = (shape.side or 0) // shape.merge
     return {}, {"downsample_ratio": 1 / shape.merge, "image_seq_length": blocks**2}
+
+
+def read_shuffle(vision: Values, _values: Values, fields: Values, _width: int) -> dict[str, Any]:
+    """The side of a block and the projector's width; a block is as wide as the feed-forward layers (Llama 4)."""
+    ratio = hf.check_number("vision_config.pixel_shuffle_ratio", vision.get("pixel_shuffle_ratio"))
+    merge = round(1 / ratio)
+    if merge < 1 or merge * ratio != 1 or fields["side"] % merge:
+        cure = f"0.5, for a side of {fields['side']}"
+        raise unsupported_key("vision_config.pixel_shuffle_ratio", ratio, cure)
+    if (size := fields.get("mlp_size")) != (block := fields["width"] * merge**2):
+        raise unsupported_key("vision_config.intermediate_size", size, f"{block}, the width of a block")
+    hidden = hf.check_count("vision_config.vision_output_dim", vision.get("vision_output_dim"))
+    for key in ADAPTER_WIDTHS:
+        if vision.get(key) != hidden:
+            raise unsupported_key(f"vision_config.{key}", vision.get(key), f"{hidden}, as vision_output_dim")
+    return {"merge": merge, "projector_hidden": hidden}
+
+
+def write_shuffle(shape: TowerShape, _width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ratio of sides, and the widths."""
+    return {"pixel_shuffle_ratio": 1 / shape.merge, **dict.fromkeys(ADAPTER_WIDTHS, shape.projector_hidden)}, {}
 
 
 def read_decoder_eps(_vision: Values, values: Values, _fields: Values, _width: int) -> dict[str, Any]:
@@ -258,6 +280,7 @@ TOWER_TRANSLATIONS = {
     "squares": TowerTranslation(read_squares, write_squares),
     "norm_type": TowerTranslation(read_norm_type, write_norm_type),
     "downsampling": TowerTranslation(read_downsampling, write_downsampling),
+    "shuffle": TowerTranslation(read_shuffle, write_shuffle),
     "decoder_eps": TowerTranslation(read_decoder_eps, write_decoder_eps),
     "mlp_ratio": TowerTranslation(read_ratio, write_ratio),
     "plain_mlp": TowerTranslation(read_plain_mlp, write_plain_mlp),

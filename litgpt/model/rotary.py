@@ -35,7 +35,12 @@ def build_angles(config: Config, positions: Tensor, *, rope: str = "global") -> 
         radians = radians.gather(1, axes.expand(len(radians), 1, radians.shape[2], -1))[:, 0]
     radians = radians.unsqueeze(-3)
     cos, sin = radians.cos() * scale, radians.sin() * scale
-    if config.rope_interleave:
+    return spread_pairs(cos, sin, interleave=config.rope_interleave)
+
+
+def spread_pairs(cos: Tensor, sin: Tensor, *, interleave: bool) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of all features, (..., S), in the layout of `apply_rotary`, from those of pairs, (..., S / 2)."""
+    if interleave:
         return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

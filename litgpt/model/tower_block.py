@@ -50,6 +50,7 @@ class TowerBlock(nn.Module):
         self.up = nn.Linear(shape.width, shape.mlp_size, bias=shape.mlp_bias)
         self.down = nn.Linear(shape.mlp_size, shape.width, bias=shape.mlp_bias)
         self.heads, self.act = shape.heads, TOWER_ACTIVATIONS[shape.act]
+        self.interleave = shape.rope_interleave
 
     def forward(self, x_NC: Tensor, lengths: Sequence[int], angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """(N, C) -> (N, C); `lengths` are those of the segments, `angles` cosine and sine as `build_grid_angles`."""
@@ -59,7 +60,7 @@ class TowerBlock(nn.Module):
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(0, 1) for each in (q, k, v))
         if angles is not None:
-            q, k = apply_rotary(q, *angles), apply_rotary(k, *angles)
+            q, k = (apply_rotary(x, *angles, interleave=self.interleave) for x in (q, k))
         attention_HNS = attend_within_segments(q, k, v, lengths)
         x_NC = x_NC + scale(self.out(attention_HNS.transpose(0, 1).flatten(1)), self.scale_1)
         normed = self.norm_2(x_NC)

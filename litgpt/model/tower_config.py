@@ -17,6 +17,7 @@ class BlockShape:
         mlp_size: intermediate size of the feed-forward layers; `mlp_form` says whether they have a gate.
         key_bias: whether keys have a bias where queries and values have one.
         qk_norm: whether queries and keys are normalized, over all heads together.
+        rope_interleave: whether the rotary embedding pairs neighbours, not a feature with that half a head after it.
         layer_scale: whether each layer multiplies what it adds by learned factors (Touvron et al. 2021, CaiT, 2.1).
     """
 
@@ -33,6 +34,7 @@ class BlockShape:
     out_bias: bool = True
     mlp_bias: bool = True
     qk_norm: bool = False
+    rope_interleave: bool = False
     layer_scale: bool = False
 
 
@@ -47,6 +49,7 @@ class TowerShape(BlockShape):
         temporal: frames in a patch; a still image fills them all.
         merge: side, in patches, of the block whose features are merged into one that the decoder reads.
         class_token: whether a learned token precedes the patches of every image.
+        class_last: whether its learned position is after those of the patches, not before.
         mask_token: whether the token that stood for hidden patches in pretraining is published; it is not used.
         positions: learned embeddings of positions: none, one for each patch of an image of `side` by `side` patches, or
             for images of any size those of the nearest place in such an image (`bucket`), between the four nearest
@@ -54,14 +57,16 @@ class TowerShape(BlockShape):
         pixels: side of an image whose last pixels fill no patch; None for one of `side` patches.
         patch_norm: whether there is a norm before positions are added; `first_norm` is one after.
         rope_base: base of the rotary embedding of rows and columns; None without one.
+        rope_first: what the first half of the pairs of the rotary embedding is for.
         rope_frequencies: rows and columns have the same frequencies (`shared`), or in turn those of a single one.
         final_norm: the norm after the last block; `unused` if it is published and not applied.
         blocks_run: number of blocks, from the first, that run; the others are published and not used.
         window: side of the windows that attention is limited to, except in the layers `full_layers`; None for none.
         pooling: whether a head that pools all features into one is published; it is not used.
         projector_hidden: intermediate size of the projector; None for a single matrix.
-        projector_form: whether a gated feed-forward layer of `projector_hidden`, with the tower's activation, follows
-            the first matrix and its activation (`gated`), or a second matrix (`plain`).
+        projector_form: what follows the first matrix and its activation: another matrix (`plain`), one of
+            `projector_hidden` with this activation again and another one (`triple`), or a gated feed-forward layer of
+            `projector_hidden` with the tower's activation (`gated`).
         projector_merge: how the features of a block become one: side by side (`concat`), on average (`mean`), or side
             by side for each number of a patch, through a matrix of the tower's width (`matrix`), or through one of the
             decoder's width and a bias (`convolution`).
@@ -79,11 +84,11 @@ class TowerShape(BlockShape):
         prompt_blocks: the same for all tokens of a prompt, images and text (Beyer et al. 2024, PaliGemma, figure 2).
         image_token, video_token: ids of the tokens at whose places the decoder reads features.
         start_token, end_token: ids of the tokens around them, as published.
-        mark: the token that a chat template writes for an image, and the text around the image token in place of it,
-            with `{start}`, `{image}` and `{end}`; None for the image token.
+        mark: the token that a chat template writes for an image, `image`, `start` or its own text, and the text around
+            the image token in place of it, with `{start}`, `{image}` and `{end}`; None for the image token.
         tile_texts: the text of an image that is cut into tiles: of a `tile` in `{row}` and `{column}` with `{places}`,
-            the end of a row, `row_end`, and the `whole` image after them; `single` for an image that is not cut. None
-            for places only.
+            what is `between` two in a row if that is not nothing, the end of a row, `row_end`, and the `whole` image
+            after them; `single` for an image that is not cut. None for places only.
         objects: how texts name objects in images: the `box` and the `name`, the `corner` of a box with what is
             `between` two, in the `unit` `thousandth` of a side, `bin` of 1024 of a side, or `pixel` of the resized
             image; None for the usual.
@@ -106,11 +111,13 @@ class TowerShape(BlockShape):
     merge: int = 1
     patch_bias: bool = False
     class_token: bool = False
+    class_last: bool = False
     mask_token: bool = False
     positions: Literal["none", "learned", "bucket", "interpolated", "bicubic"] = "none"
     side: int | None = None
     pixels: int | None = None
     rope_base: float | None = None
+    rope_first: Literal["rows", "columns"] = "rows"
     rope_frequencies: Literal["shared", "in_turn"] = "shared"
     patch_norm: bool = False
     first_norm: bool = False
@@ -122,7 +129,7 @@ class TowerShape(BlockShape):
     projector_hidden: int | None = None
     projector_act: Act = "gelu"
     projector_bias: bool = True
-    projector_form: Literal["plain", "gated"] = "plain"
+    projector_form: Literal["plain", "triple", "gated"] = "plain"
     projector_merge: Literal["concat", "mean", "matrix", "convolution"] = "concat"
     projector_norm: Literal["none", "layer", "rms", "offset_rms"] = "none"
     projector_norm_at: Literal["patch", "block", "hidden"] = "patch"
@@ -186,8 +193,9 @@ class TowerShape(BlockShape):
             raise field_error("vision.pixels", problem, "use null")
         if self.line_break and deep:
             raise field_error("vision.deep_layers", f"{deep} with line_break: true", "use null")
-        if self.projector_form == "gated" and self.projector_hidden is None:
-            raise field_error("vision.projector_hidden", "None with projector_form: gated", "use e.g. 4096")
+        if self.projector_form != "plain" and self.projector_hidden is None:
+            problem = f"None with projector_form: {self.projector_form}"
+            raise field_error("vision.projector_hidden", problem, "use e.g. 4096")
         if self.window is not None and self.window < self.merge * self.patch:
             problem = f"{self.window} is less than a block of {self.merge * self.patch}"
             raise field_error("vision.window", problem, f"use e.g. {8 * self.patch}")

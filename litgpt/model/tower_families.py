@@ -69,7 +69,7 @@ def merge_decoder(
     }
     return {
         **{key: data[key] for key in PASSED_ON if key in data},
-        **{key: decoder[key] for key in ("unused", "divisible") if key in decoder},
+        **{key: decoder[key] for key in ("unused", "divisible", "transposed_in_peft") if key in decoder},
         "module_names": module_names,
         **merged,
         "order": 2,

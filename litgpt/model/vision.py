@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from litgpt.errors import UserError
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid, Media
+from litgpt.model.rotary import spread_pairs
 from litgpt.model.tower_block import NORMS, TOWER_ACTIVATIONS, TowerBlock
 from litgpt.model.tower_config import TowerShape
 
@@ -44,6 +45,8 @@ class Projector(nn.Module):
         self.merger = nn.Linear(block, merged, bias=kind == "convolution") if kind in MERGING_MATRICES else None
         self.linear_1 = build_linear(merged, first)
         self.gate, self.up = (build_linear(width, hidden or 0) if is_gated else None for _ in range(2))
+        is_triple = shape.projector_form == "triple"
+        self.middle = build_linear(hidden or 0, hidden or 0) if is_triple else None
         self.linear_2 = build_linear(hidden, width) if hidden else None
         self.line_break = nn.Parameter(torch.zeros(width)) if shape.line_break else None
         self.merge, self.kind, self.norm_at = shape.merge, kind, norm_at
@@ -69,6 +72,8 @@ class Projector(nn.Module):
         if self.linear_2 is None:
             return hidden
         hidden = self.act(hidden)
+        if self.middle is not None:
+            hidden = self.act(self.middle(hidden))
         if self.gate is not None and self.up is not None:
             hidden = self.gate_act(self.gate(hidden)) * self.up(hidden)
         return self.linear_2(hidden)
@@ -170,7 +175,8 @@ class Tower(nn.Module):
             x_NC = x_NC + self._embed_positions(places_N2, grids)
         frames = [height * width for frames, height, width in grids for _ in range(frames)]
         if self.class_token is not None:
-            x_NC, frames = self._insert_class_tokens(x_NC, frames), [length + 1 for length in frames]
+            x_NC, places_N2 = self._insert_class_tokens(x_NC, frames), insert_class_places(places_N2, frames)
+            frames = [length + 1 for length in frames]
         if self.norm_first is not None:
             x_NC = self.norm_first(x_NC)
         features = self._run_blocks(x_NC, places_N2, frames, grids)
@@ -194,15 +200,17 @@ class Tower(nn.Module):
             return sample_positions(table_SC, places_N2, list_image_sizes(grids, places_N2.device))
         if self.shape.positions == "bucket":
             places_N2 = find_buckets(places_N2, grids, side)
-        embedded_NC: Tensor = self.positions(places_N2[:, 0] * side + places_N2[:, 1] + self.shape.class_token)
+        first = int(self.shape.class_token and not self.shape.class_last)
+        embedded_NC: Tensor = self.positions(places_N2[:, 0] * side + places_N2[:, 1] + first)
         return embedded_NC
 
     def _insert_class_tokens(self, x_NC: Tensor, frames: Sequence[int]) -> Tensor:
         assert self.class_token is not None
         token = self.class_token
         if self.positions is not None:
-            token = token + self.positions(torch.zeros((), dtype=torch.long, device=x_NC.device))
-        return torch.cat([part for frame in x_NC.split(list(frames)) for part in (token[None], frame)])
+            index = (self.shape.side or 0) ** 2 if self.shape.class_last else 0
+            token = token + self.positions(torch.full((), index, dtype=torch.long, device=x_NC.device))
+        return insert_first(x_NC, token, frames)
 
     def _run_blocks(
         self, x_NC: Tensor, places_N2: Tensor, frames: Sequence[int], grids: Sequence[Grid]
@@ -216,7 +224,8 @@ class Tower(nn.Module):
         angles = None
         if shape.rope_base is not None:
             frequencies = list_frequencies(shape.width // shape.heads, shape.rope_base, shape.rope_frequencies)
-            angles = build_grid_angles(places_N2, frequencies.to(x_NC.device))
+            in_order_N2 = places_N2.flip(-1) if shape.rope_first == "columns" else places_N2
+            angles = build_grid_angles(in_order_N2, frequencies.to(x_NC.device), interleave=shape.rope_interleave)
         deep = list[Tensor]()
         for layer in range(shape.blocks_run):
             is_full = shape.window is None or layer in (shape.full_layers or [])
@@ -250,6 +259,16 @@ def list_places(grids: Sequence[Grid], merge: int) -> Tensor:
         places = torch.stack([rows, columns], -1).unflatten(1, (-1, merge)).unflatten(0, (-1, merge))
         parts.append(places.transpose(1, 2).flatten(0, 3).repeat(frames, 1))
     return torch.cat(parts)
+
+
+def insert_first(x_NX: Tensor, first_X: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Segments of these lengths, (N, X) in all, each after a row of its own."""
+    return torch.cat([part for segment_NX in x_NX.split(list(lengths)) for part in (first_X[None], segment_NX)])
+
+
+def insert_class_places(places_N2: Tensor, frames: Sequence[int]) -> Tensor:
+    """The places of class tokens, which are 0 and 0, and of the patches after each, from 1 and 1 (Llama 4)."""
+    return insert_first(places_N2 + 1, places_N2.new_zeros(2), frames)
 
 
 def list_image_sizes(grids: Sequence[Grid], device: torch.device) -> Tensor:
@@ -304,15 +323,15 @@ def list_frequencies(head_size: int, base: float, kind: str) -> Tensor:
     return frequencies.expand(2, -1) if kind == "shared" else frequencies.unflatten(0, (-1, 2)).T
 
 
-def build_grid_angles(places_N2: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (N, head_size) for `apply_rotary`: of the first half of the pairs by rows, the rest by columns.
+def build_grid_angles(places_N2: Tensor, frequencies: Tensor, *, interleave: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (N, head_size) for `apply_rotary`: of the first half of the pairs by the first of each place.
 
     Args:
+        places_N2: row and column, or column and row.
         frequencies: as of `list_frequencies`.
     """
     radians = (places_N2.float()[..., None] * frequencies).flatten(1)
-    cos, sin = radians.cos(), radians.sin()
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    return spread_pairs(radians.cos(), radians.sin(), interleave=interleave)
 
 
 def order_by_windows(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, list[int]]:

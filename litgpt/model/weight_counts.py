@@ -45,6 +45,8 @@ def count_projector_weights(shape: TowerShape, width: int) -> tuple[int, int]:
     block, hidden, copies = shape.width * shape.merge**2, shape.projector_hidden, 1 + len(shape.deep_layers or [])
     merged = {"concat": block, "convolution": width}.get(shape.projector_merge, shape.width)
     matrices = [merged * (hidden or width), (hidden or 0) * width]
+    if shape.projector_form == "triple":
+        matrices.insert(1, (hidden or 0) ** 2)
     if shape.projector_form == "gated":
         matrices = [merged * width, 3 * (hidden or 0) * width]
     if shape.projector_merge in ("matrix", "convolution"):

@@ -38,6 +38,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "llava-mistral-pixtral": ("PixtralImageProcessor", {"size": {"longest_edge": 60}}),
     "mistral3-ministral3-pixtral": ("PixtralImageProcessor", {"size": {"longest_edge": 60}}),
     "gemma3": ("Gemma3ImageProcessor", {"size": {"height": 24, "width": 24}}),
+    "llama4": ("Llama4ImageProcessor", {"size": {"height": 24, "width": 24}, "max_patches": 4}),
     "paligemma-gemma-siglip": ("SiglipImageProcessor", {"size": {"height": 16, "width": 16}}),
 }
 

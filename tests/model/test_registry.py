@@ -227,6 +227,12 @@ def test_what_is_written_reads_back_and_no_key_is_lost(kind: str) -> None:
     assert json.loads(json.dumps(family.config_json(shape))) == family.config_json(shape)
 
 
+def test_a_family_with_a_tower_has_peft_read_experts_as_its_decoder_has() -> None:
+    families = load_families()
+    assert families["llama4"].transposed_in_peft and families["llama4_text"].transposed_in_peft
+    assert not families["qwen3_vl_moe"].transposed_in_peft
+
+
 def test_longrope_is_written_as_older_transformers_wants_it() -> None:
     written = load_families()["phi3"].config_json(Config.from_name("Phi-3-mini-128k-instruct"))
     assert written["rope_scaling"].keys() == {"type", "short_factor", "long_factor"}

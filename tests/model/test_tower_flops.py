@@ -23,8 +23,15 @@ TOWERS: dict[str, dict[str, Any]] = {
     "like Gemma 3": {"projector_merge": "mean", "projector_hidden": None, "pooling": True},
     "like GLM-4.1V": {"projector_merge": "convolution", "projector_form": "gated", "mlp_form": "gated"},
     "like Mistral 3": {"projector_merge": "matrix", "deep_layers": [1, 2]},
+    "like Llama 4": {
+        "projector_form": "triple",
+        "class_token": True,
+        "positions": "learned",
+        "side": 4,
+        "rope_base": 9.0,
+    },
 }
-IMAGES = {"like LLaVA": ((1, 4, 4), (1, 4, 4))}
+IMAGES = dict.fromkeys(("like LLaVA", "like Llama 4"), ((1, 4, 4), (1, 4, 4)))
 FROZEN: dict[str, Callable[[str], bool]] = {
     "nothing": lambda _: False,
     "decoder": lambda name: not name.startswith("vision."),

@@ -106,6 +106,7 @@ def test_model_without_tower() -> None:
         ({"act": "tanh"}, "vision.act"),
         ({"patches": 3}, "vision.patches: unknown"),
         ({"deep_layers": [1]}, r"vision\.deep_layers: \[1\] are not"),
+        ({"projector_form": "triple"}, r"vision\.projector_hidden: None with projector_form: triple"),
         ({"layers": 2, "blocks_run": 2, "deep_layers": [0, 1]}, r"more than the 1 layers that add"),
         ({"image_blocks": True, "positions": "bucket"}, r"vision\.image_blocks: true with positions: bucket"),
         (

@@ -191,29 +191,6 @@ def test_layers_that_predict_further_tokens_are_left_unread(tmp_path: Path) -> N
     assert to_our_names(table, {**tensors, **more}, config).keys() == to_our_names(table, tensors, config).keys()
 
 
-def test_the_language_model_of_a_folder_with_a_vision_tower(tmp_path: Path) -> None:
-    text = {**SIZES, **MODELS["llama4"][1]}
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
-              "image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16,
-              "projector_output_dim": 16}  # fmt: skip
-    shape = transformers.Llama4Config(text_config=text, vision_config=vision)
-    shape._attn_implementation = shape.text_config._attn_implementation = "eager"
-    hf_model = transformers.Llama4ForConditionalGeneration(shape).eval()
-    with torch.no_grad():
-        for parameter in hf_model.parameters():
-            parameter.normal_(0, 0.1)
-    config, tensors = save_and_read(hf_model, tmp_path)
-    table = load_families()["llama4"].tensors
-    unread = [name for name in tensors if table.get_skip_reason(name, config) == NO_SUCH_PART]
-    assert len(unread) == sum("vision" in key or "multi_modal" in key for key in tensors)
-    model = read_model(tmp_path)
-    ids = torch.arange(60)[None] % 96
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-5, rtol=1e-5)
-    family = find_family(config)
-    assert family is not None and family.name == "llama4_text"
-
-
 NAMED = [name for family in load_families().values() for name in family.shapes if Config.from_name(name).n_expert]
 PARAMETERS = {
     "Mixtral-8x7B-v0.1": 46_702_792_704,

@@ -119,6 +119,16 @@ def paligemma(text: dict[str, Any], **vision: Any) -> Row:
     return Row("PaliGemma", {**TEXT, "head_dim": 8, **text}, vision, outside, [(16, 16)] * 3)
 
 
+def llama4() -> Row:
+    """A Llama 4 model, for tiles of images."""
+    text = {"head_dim": 8, "intermediate_size_mlp": 44, "num_local_experts": 4}
+    text |= {"no_rope_layer_interval": 2, "attention_chunk_size": 16, "floor_scale": 16}
+    sizes = dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 20)
+    vision = {**TOWER, "model_type": "llama4_vision_model", "intermediate_size": 64, "image_size": 24, **sizes}
+    outside = {"image_token_index": IMAGE, "boi_token_index": 92, "eoi_token_index": 93}
+    return Row("Llama4", {**TEXT, **text}, vision, outside, [(24, 24)] * 3)
+
+
 def internvl(text: dict[str, Any], layer: int = -1, **vision: Any) -> Row:
     """An InternVL model of a decoder and settings of its tower."""
     vision = {**TOWER, "model_type": "internvl_vision", "image_size": [24, 24], "patch_size": [4, 4], **vision}
@@ -174,6 +184,7 @@ ROWS = {
     "idefics3": idefics("Idefics3"),
     "smolvlm": idefics("SmolVLM"),
     "gemma3": gemma(),
+    "llama4": llama4(),
     "paligemma-gemma-siglip": paligemma({"model_type": "gemma"}, vision_use_head=False),
     "paligemma-gemma2-siglip": paligemma({"model_type": "gemma2", "query_pre_attn_scalar": 8, **ALTERNATING}),
     "internvl-qwen2-internvl": internvl({"model_type": "qwen2"}, attention_bias=True),
@@ -329,7 +340,7 @@ def compute_hf_logits(model: Any, example: Example) -> Tensor:
 
 
 FAST = ("llava_next-mistral-siglip", "llava_onevision", "llava-llama-dinov2", "llava-qwen2-siglip", "qwen2_5_vl")
-FAST += ("qwen3_vl_moe", "glm4v", "idefics3", "gemma3")
+FAST += ("qwen3_vl_moe", "glm4v", "idefics3", "gemma3", "llama4")
 FAST += ("internvl-qwen3-internvl", "mistral3-ministral3-pixtral", "paligemma-gemma2-siglip")
 
 
@@ -446,6 +457,9 @@ def test_embeddings_that_the_decoder_ties(name: str, tmp_path: Path) -> None:
         ("mistral3-mistral-pixtral", {"text_config": {"rms_norm_eps": None}}, "text_config.rms_norm_eps"),
         ("qwen3_vl", {"vision_config": {"num_position_embeddings": 24}}, "vision_config.num_position_embeddings: 24"),
         ("gemma3", {"mm_tokens_per_image": 10}, "mm_tokens_per_image: 10"),
+        ("llama4", {"vision_config": {"pixel_shuffle_ratio": 0.25}}, "vision_config.pixel_shuffle_ratio: 0.25"),
+        ("llama4", {"vision_config": {"intermediate_size": 48}}, "vision_config.intermediate_size: 48"),
+        ("llama4", {"vision_config": {"projector_input_dim": 24}}, "vision_config.projector_input_dim: 24"),
         ("llava_onevision", {"vision_aspect_ratio": "pad"}, "vision_aspect_ratio: 'pad'"),
         ("paligemma-gemma-siglip", {"projection_dim": 48}, "projection_dim: 48"),
         (

@@ -62,6 +62,9 @@ def build_processor(folder: Path, kind: str) -> Any:
         file = str(folder / "tokenizer.json")
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, bos_token=BOS, eos_token=EOS)
         return transformers.PaliGemmaProcessor(images, tokenizer)
+    if kind == "llama4":
+        images = transformers.Llama4ImageProcessor(**settings)
+        return transformers.Llama4Processor(images, tokenizer, patch_size=4, chat_template=template)
     names = {"boi_token": "<start>", "eoi_token": "<end>", "image_token": "<image>", "context_image_token": "<image>"}
     names |= {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
     file = str(folder / "tokenizer.json")
@@ -141,6 +144,8 @@ def test_rows_train_as_in_transformers(kind: str, tmp_path: Path, monkeypatch: p
         if batch.media is not None and "image_grid_thw" in inputs:
             assert torch.equal(inputs["pixel_values"], batch.media.patches_NP)
             inputs["mm_token_type_ids"] = (batch.ids == config.vision["image_token"]).int()  # type: ignore[index]
+        if "pixel_values" in inputs:  # of Llama 4 in bfloat16
+            inputs["pixel_values"] = inputs["pixel_values"].float()
         logits = reference(**inputs).logits
         losses.append(
             torch.nn.functional.cross_entropy(

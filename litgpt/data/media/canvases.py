@@ -2,14 +2,18 @@
 
 The canvas, of one of several sizes, is black around the image, which is as large as fits. The first picture that the
 tower reads is the whole image, the others are the tiles. Features of the black margins are left out (LLaVA-NeXT), and
-those of many tiles are interpolated (LLaVA-OneVision).
+those of many tiles are interpolated (LLaVA-OneVision). Llama 4 has an image at the top left of a canvas, and the whole
+image after its tiles, of all of which it reads all features.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.data.media.picture_sizes import Size
@@ -44,6 +48,56 @@ def place_on_canvas(pixels_CHW: Tensor, canvas: Size, color: Sequence[int] = (0,
     top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
     canvas_CHW[:, top : top + height, left : left + width] = pixels_CHW
     return canvas_CHW
+
+
+@cache
+def list_corner_canvases(tile: int, most: int) -> tuple[Size, ...]:
+    """The canvases of at most so many tiles of this side, those of one ratio of sides together, large ones first.
+
+    The order is that of the published processor (Llama 4).
+    """
+    by_ratio: dict[float, list[Size]] = {}
+    for tiles in range(most, 0, -1):
+        for rows in (rows for rows in range(1, tiles + 1) if tiles % rows == 0):
+            columns = tiles // rows
+            by_ratio.setdefault(rows / columns, []).append((rows * tile, columns * tile))
+    return tuple(canvas for canvases in by_ratio.values() for canvas in canvases)
+
+
+def choose_corner_canvas(size: Size, canvases: Sequence[Size]) -> Size:
+    """The canvas that an image fits with the least enlargement, or the least shrinking if it fits none without.
+
+    Of several it is the first of those with the fewest pixels. Ratios are float32, as those of the published processor
+    (Llama 4), so that canvases that are equally good are the same.
+    """
+    sides_N2 = torch.tensor(canvases, dtype=torch.float32)
+    ratios_N = torch.minimum(sides_N2[:, 0] / size[0], sides_N2[:, 1] / size[1])
+    enlarging = ratios_N[ratios_N >= 1]
+    best = enlarging.min() if len(enlarging) else ratios_N.max()
+    equally_good = (ratios_N == best).tolist()
+    return min((canvas for canvas, is_best in zip(canvases, equally_good, strict=True) if is_best), key=math.prod)
+
+
+def fit_corner(size: Size, canvas: Size, tile: int) -> Size:
+    """The size of an image at the top left of a canvas, which it does not exceed; it is enlarged to a tile at most.
+
+    One side is as large as it may be, the other in proportion, rounded down (Llama 4).
+    Ratios are float32 where the canvas is smaller than the image and float64 elsewhere, as in the published processor.
+    """
+    limits = tuple(min(max(side, tile), most) for side, most in zip(size, canvas, strict=True))
+    ratios: list[Any] = [
+        torch.tensor(limit, dtype=torch.float32) / side if limit < side else limit / side
+        for side, limit in zip(size, limits, strict=True)
+    ]
+    if ratios[1] < ratios[0]:
+        return max(min(math.floor(size[0] * ratios[1]), limits[0]), 1), limits[1]
+    return limits[0], max(min(math.floor(size[1] * ratios[0]), limits[1]), 1)
+
+
+def place_in_corner(pixels_CHW: Tensor, canvas: Size) -> Tensor:
+    """An image at the top left of a black canvas."""
+    height, width = pixels_CHW.shape[-2:]
+    return F.pad(pixels_CHW, (0, canvas[1] - width, 0, canvas[0] - height))
 
 
 def count_margins(size: Size, features: Size) -> Size:

@@ -1,12 +1,12 @@
 """Open images, resize and normalize them as the published processor of a model folder does, to the bit."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,19 @@ from torch import Tensor
 
 from litgpt.data.media.canvases import (
     choose_canvas,
+    choose_corner_canvas,
     count_margins,
     fit_canvas,
+    fit_corner,
+    list_corner_canvases,
     order_canvas,
     order_picture,
+    place_in_corner,
     place_on_canvas,
 )
 from litgpt.data.media.errors import MediumError
+from litgpt.data.media.picture_settings import ColorSettings, PictureSettings
 from litgpt.data.media.picture_sizes import SIZE_RULES, Size, check_growth, find_tile_grid, fit_tiles
-from litgpt.errors import UserError
-from litgpt.files import read_json_object
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid
 from litgpt.model.tower_config import TowerShape
@@ -31,169 +34,9 @@ from litgpt.model.tower_config import TowerShape
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-HALF = [0.5, 0.5, 0.5]
-CLIP_COLORS, HALF_COLORS = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}, {"image_mean": HALF, "image_std": HALF}
-SHARED: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "crop_size": None, "max_image_size": None}
-SIDES = {"height": 384, "width": 384}
-GRID = {**CLIP_COLORS, "size": SIDES, "min_patches": 1, "max_patches": 12}
-TILES = {**HALF_COLORS, "resample": 1, "size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}}
-VOLUME = {"shortest_edge": 112**2, "longest_edge": 28**2 * 15000}
-SQUARE = {**HALF_COLORS, "size": {"height": 224, "width": 224}}
-CROP = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-CANVASES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-MANY_CANVASES = [[height, width] for height in range(384, 2305, 384) for width in range(384, 2305, 384)]
-# The size rule of each processor, and the settings that its file may leave out.
-PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "CLIPImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
-    "LlavaNextImageProcessor": ("short_side", {**CLIP_COLORS, **CROP, "image_grid_pinpoints": CANVASES}),
-    "LlavaOnevisionImageProcessor": (
-        "square",
-        {**SQUARE, **CLIP_COLORS, "size": SIDES, "image_grid_pinpoints": MANY_CANVASES, "cuts_several": False},
-    ),
-    "BitImageProcessor": ("short_side", {**CLIP_COLORS, **CROP}),
-    "SiglipImageProcessor": ("square", SQUARE),
-    "Gemma3ImageProcessor": ("square", {**SQUARE, "resample": 2}),
-    "Qwen2VLImageProcessor": ("area", {**CLIP_COLORS, "size": {"shortest_edge": 3136, "longest_edge": 1003520}}),
-    "Glm4vImageProcessor": ("volume", {**CLIP_COLORS, "size": VOLUME, "temporal_patch_size": 2}),
-    "PixtralImageProcessor": ("within", {**CLIP_COLORS, "size": {"longest_edge": 1024}}),
-    "GotOcr2ImageProcessor": ("square", GRID),  # of InternVL, whose processor always cuts tiles
-    "Idefics3ImageProcessor": ("long_side", TILES),
-    "SmolVLMImageProcessor": ("long_side", TILES),
-}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """The formats that are decoded; others of Pillow run programs."""
 ORIENTATION, FIRST_ON_ITS_SIDE = 0x0112, 5  # tag of EXIF, and the first of its values that swap height and width
-REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
-"""Steps that a processor's file may turn off, which is not supported."""
-REFUSED_STEPS = ("do_pan_and_scan",)
-"""Steps that a processor's file may turn on, which is not supported."""
-
-
-class ColorSettings(Protocol):
-    """How the values of pixels are normalized; as of `PictureSettings`."""
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Of each channel."""
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Of each channel."""
-
-    @property
-    def scale(self) -> float:
-        """Of values of 0 to 255."""
-
-
-@dataclass(frozen=True)
-class PictureSettings:
-    """How the images of a model are resized and normalized.
-
-    Attributes:
-        rule: the rule of sizes, a key of `SIZE_RULES`, and its limits.
-        crop: height and width that are cut out of the middle, None for all.
-        tile: the side of the tiles that an image is cut into, with the whole image as the last one; None for no tiles.
-        tile_counts: the least and the most number of tiles of the size in `limits` that an image is cut into, if their
-            number does not follow from `tile`; None if it does, or for no tiles.
-        canvases: heights and widths of the canvases on one of which an image is cut into tiles; None for no such.
-        cuts_several: whether images are cut that are not the only one of a sample, or else padded to squares.
-        interpolation: a mode of `torch.nn.functional.interpolate`.
-        mean, std: of each channel, as shares of the largest value.
-        scale: factor on values of 0 to 255 before they are normalized.
-    """
-
-    rule: str
-    limits: Mapping[str, int]
-    crop: Size | None
-    tile: int | None
-    tile_counts: tuple[int, int] | None
-    canvases: tuple[Size, ...] | None
-    cuts_several: bool
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scale: float
-
-
-def read_processor(folder: Path, part: str, reads: str) -> tuple[Path, dict[str, Any]]:
-    """The file of the processor in a model folder, and its values.
-
-    Args:
-        part: the key of these in a file of several processors.
-        reads: what the processor is for.
-
-    Raises:
-        UserError: if the folder has none.
-    """
-    path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
-    if path is None:
-        names = " or ".join(PROCESSOR_FILES)
-        raise UserError(f"{folder}: has no {names}; use the folder of a model that reads {reads}")
-    values = read_json_object(path)
-    return path, values.get(part, values)
-
-
-def read_picture_settings(folder: Path) -> PictureSettings:
-    """The settings of the processor in a model folder.
-
-    Raises:
-        UserError: if the folder has none, or one that is not supported.
-    """
-    path, values = read_processor(folder, "image_processor", "images")
-    kind = str(values.get("image_processor_type")).removesuffix("Fast")
-    if kind not in PROCESSORS:
-        raise UserError(f"{path}: image_processor_type: {kind} is not supported; use one of {', '.join(PROCESSORS)}")
-    for step in REQUIRED_STEPS:
-        if values.get(step) is False:
-            raise UserError(f"{path}: {step}: false is not supported; use true")
-    for step in REFUSED_STEPS:
-        if values.get(step):
-            raise UserError(f"{path}: {step}: {values[step]} is not supported; use false")
-    rule, defaults = PROCESSORS[kind]
-    settings = {**SHARED, **defaults, **{key: value for key, value in values.items() if value is not None}}
-    size, crop, tile = settings["size"], settings["crop_size"], settings["max_image_size"]
-    if rule == "area":  # older files have these keys, which come first, beside the size
-        older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
-        size = {**size, **{key: value for key, value in older.items() if value is not None}}
-    if rule == "volume":
-        size = {**size, "frames": settings["temporal_patch_size"]}
-    if rule == "short_side" and "height" in size:
-        rule = "square"
-    if crop and max(crop.values()) > (least := size.get("shortest_edge", 0)):
-        raise UserError(f"{path}: crop_size: {max(crop.values())} is more than the size of {least}; use {least}")
-    if settings["resample"] not in INTERPOLATIONS:
-        raise UserError(f"{path}: resample: {settings['resample']} is not supported; use one of {INTERPOLATIONS}")
-    return PictureSettings(
-        rule=rule,
-        limits={key: int(value) for key, value in size.items()},
-        crop=(crop["height"], crop["width"]) if crop else None,
-        tile=tile["longest_edge"] if tile else None,
-        tile_counts=(settings["min_patches"], settings["max_patches"]) if "max_patches" in defaults else None,
-        canvases=read_canvases(path, settings) if "image_grid_pinpoints" in defaults else None,
-        cuts_several=defaults.get("cuts_several", True),
-        interpolation=INTERPOLATIONS[settings["resample"]],
-        mean=tuple(settings["image_mean"]),
-        std=tuple(settings["image_std"]),
-        scale=float(settings["rescale_factor"]),
-    )
-
-
-def read_canvases(path: Path, settings: Mapping[str, Any]) -> tuple[Size, ...]:
-    """The canvases of a processor, which are cut into tiles of the size of the whole image.
-
-    Raises:
-        UserError: if they cannot be.
-    """
-    crop, canvases = settings["crop_size"] or {}, settings["image_grid_pinpoints"]
-    tile, *others = {*settings["size"].values(), *crop.values()}
-    if others:
-        raise UserError(f"{path}: size: {settings['size']} with crop_size: {crop} is not supported; use one side")
-    if not canvases or any(len(canvas) != 2 or any(side % tile for side in canvas) for canvas in canvases):
-        raise UserError(f"{path}: image_grid_pinpoints: {canvases} is not supported; use multiples of {tile}")
-    return tuple((height, width) for height, width in canvases)
 
 
 @contextmanager
@@ -269,6 +112,7 @@ class PicturePlan:
         rows, columns: of tiles; 0 without.
         pictures: the size of each, tiles row by row and the whole at last, or at first with a canvas.
         canvas: in the middle of which it is before it is cut into tiles; None for none.
+        corner: the canvas at whose top left it is before it is cut into tiles; None for none.
         square: the side of the square that the original is in the middle of before it is resized; None for none.
         margins: the rows at the top and at the bottom, and columns at each side, of places that are beside it there.
     """
@@ -279,6 +123,7 @@ class PicturePlan:
     columns: int
     pictures: tuple[Size, ...]
     canvas: Size | None = None
+    corner: Size | None = None
     square: int | None = None
     margins: Size = (0, 0)
     seconds: ClassVar[float | None] = None  # a still image takes no time
@@ -312,6 +157,8 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int, *, alone: boo
         square = max(size)
         check_growth(size, (square, square))
         size = (square, square)
+    if settings.corner_tiles is not None:
+        return plan_corner(size, settings.limits["height"], settings.corner_tiles)
     resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
     check_growth(size, resized)
     if settings.tile_counts is not None:
@@ -339,6 +186,16 @@ def plan_canvas(size: Size, settings: PictureSettings, unit: int) -> PicturePlan
     return PicturePlan(fit_canvas(size, canvas), None, rows, columns, pictures, canvas, margins=margins)
 
 
+def plan_corner(size: Size, tile: int, most_tiles: int) -> PicturePlan:
+    """The tiles of the canvas at whose top left an image is, and the whole image after them if they are several."""
+    canvas = choose_corner_canvas(size, list_corner_canvases(tile, most_tiles))
+    rows, columns = canvas[0] // tile, canvas[1] // tile
+    if (tiles := rows * columns) == 1:
+        return PicturePlan(fit_corner(size, canvas, tile), None, 0, 0, (canvas,), corner=canvas)
+    pictures = ((tile, tile),) * (tiles + 1)
+    return PicturePlan(fit_corner(size, canvas, tile), None, rows, columns, pictures, corner=canvas)
+
+
 def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int, *, alone: bool = True) -> list[Tensor]:
     """The images uint8 (C, H, W) that the tower reads of one, in the order of `PicturePlan.pictures`.
 
@@ -355,6 +212,8 @@ def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int, *, 
     if plan.canvas is not None:
         whole = interpolate(original_CHW, plan.pictures[0], settings.interpolation)
         return [whole, *cut_tiles(place_on_canvas(pixels_CHW, plan.canvas), plan.pictures[0])]
+    if plan.corner is not None:
+        pixels_CHW = place_in_corner(pixels_CHW, plan.corner)
     if settings.crop is not None:
         return [crop_middle(pixels_CHW, settings.crop)]
     if plan.whole is not None:
@@ -390,5 +249,9 @@ def crop_middle(pixels_CHW: Tensor, size: Size) -> Tensor:
 
 def normalize_picture(pixels_CHW: Tensor, settings: ColorSettings) -> Tensor:
     """Pixels of 0 to 255 as float32 with the mean and the deviation of the settings removed, (..., C, H, W)."""
+    if settings.in_bfloat16:
+        mean, std = (torch.tensor(values, dtype=torch.bfloat16) for values in (settings.mean, settings.std))
+        scaled_CHW = pixels_CHW.bfloat16() * settings.scale
+        return ((scaled_CHW - mean[:, None, None]) / std[:, None, None]).float()
     mean, std = (torch.tensor(values) * (1.0 / settings.scale) for values in (settings.mean, settings.std))
     return (pixels_CHW.float() - mean[:, None, None]) / std[:, None, None]

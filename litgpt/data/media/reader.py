@@ -10,13 +10,12 @@ from torch import Tensor
 
 from litgpt.data.media.containers import read_frames, read_video_header
 from litgpt.data.media.patches import count_places, cut_patches
+from litgpt.data.media.picture_settings import PictureSettings, read_picture_settings
 from litgpt.data.media.pictures import (
     PicturePlan,
-    PictureSettings,
     normalize_picture,
     open_picture,
     plan_picture,
-    read_picture_settings,
     read_picture_size,
     resize_picture,
 )

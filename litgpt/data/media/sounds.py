@@ -13,7 +13,7 @@ from torch import Tensor
 
 from litgpt.data.media.containers import import_av, open_container
 from litgpt.data.media.errors import MediumError
-from litgpt.data.media.pictures import read_processor
+from litgpt.data.media.picture_settings import read_processor
 from litgpt.errors import UserError
 
 if TYPE_CHECKING:

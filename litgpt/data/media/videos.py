@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from litgpt.data.media.canvases import order_frames
 from litgpt.data.media.containers import VideoHeader
+from litgpt.data.media.picture_settings import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES
 from litgpt.data.media.picture_sizes import LONGEST_SIDE, NARROWEST, Size, fit_area, fit_long_side
-from litgpt.data.media.pictures import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES, interpolate
+from litgpt.data.media.pictures import interpolate
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 from litgpt.mappings import drop_nulls
@@ -81,6 +82,7 @@ class VideoSettings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float
+    in_bfloat16: ClassVar[bool] = False  # as of `PictureSettings`, for no video
 
 
 @dataclass(frozen=True)

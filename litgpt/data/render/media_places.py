@@ -51,7 +51,7 @@ class MediaPlacer(FeaturePlacer):
             mark = self.shape.frame_texts["mark"].format(start=start, token=name, end=end)
             return KindTexts(token, name, mark, name, mark)
         form = self.shape.mark or {"token": "image", "text": "{image}"}
-        mark = {"start": start, "image": name}[form["token"]]
+        mark = {"start": start, "image": name}.get(form["token"], form["token"])
         text = around if self.shape.mark is None else mark
         return KindTexts(token, name, mark, form["text"].format(start=start, image=name, end=end), text)
 
@@ -133,8 +133,9 @@ class MediaPlacer(FeaturePlacer):
 
     def _write_tiles(self, texts: Mapping[str, str], plan: PicturePlan, places: int) -> str:
         filled = {"places": self.kinds["image"].name * places}
+        between, columns = texts.get("between", ""), range(1, plan.columns + 1)
         rows = [
-            "".join(texts["tile"].format(row=row, column=column, **filled) for column in range(1, plan.columns + 1))
+            between.join(texts["tile"].format(row=row, column=column, **filled) for column in columns)
             for row in range(1, plan.rows + 1)
         ]
         whole = texts["whole" if rows else "single"].format(**filled)

@@ -12,18 +12,23 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.image_utils import SizeDict
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.llama4.image_processing_llama4 import (
+    find_supported_resolutions,
+    get_best_fit,
+    get_max_res_without_distortion,
+)
 
 from litgpt.data.media.canvases import interpolate_numbers
 from litgpt.data.media.patches import cut_patches
+from litgpt.data.media.picture_settings import PictureSettings, read_picture_settings
 from litgpt.data.media.picture_sizes import SIZE_RULES, find_tile_grid, fit_tiles
 from litgpt.data.media.pictures import (
-    PictureSettings,
     get_size,
     normalize_picture,
     open_picture,
     plan_picture,
-    read_picture_settings,
     resize_picture,
 )
 from litgpt.errors import UserError
@@ -50,6 +55,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "Glm4vImageProcessor": {"size": {"shortest_edge": 8 * 784, "longest_edge": 60 * 784}},
     "Idefics3ImageProcessor": {"size": {"longest_edge": 160}, "max_image_size": {"longest_edge": 64}},
     "SmolVLMImageProcessor": {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 96}},
+    "Llama4ImageProcessor": {"size": {"height": 56, "width": 56}, "max_patches": 7},
 }
 PATCHES = {"width": 8, "layers": 1, "heads": 2, "mlp_size": 8, "blocks_run": 1, "patch": 14, "merge": 2, "temporal": 2}
 SHAPE = TowerShape.from_values({**PATCHES, "image_token": 1})
@@ -66,7 +72,7 @@ def draw_image(height: int, width: int, mode: str = "RGB") -> Image.Image:
 def compute_expected(processor: Any, image: Any) -> Tensor:
     """What a processor of transformers makes of an image: (patches, P) for Qwen's, else (tiles, C, H, W)."""
     pixels = processor([[image]] if "Idefics" in type(processor).__name__ else [image], return_tensors="pt")
-    values = pixels["pixel_values"]
+    values = pixels["pixel_values"].float()  # of Llama 4 in bfloat16
     return values[0] if values.dim() == 5 else values
 
 
@@ -173,6 +179,22 @@ def test_numbers_of_patches_and_tiles_of_random_sizes(kind: str, tmp_path: Path)
         assert tuple(map(int, processor.get_number_of_image_patches(*size))) == expected
 
 
+def test_canvases_of_random_sizes_are_those_of_llama4(tmp_path: Path) -> None:
+    transformers.Llama4ImageProcessor().save_pretrained(tmp_path)
+    settings, draw, side = read_picture_settings(tmp_path), random.Random(0), 336
+    canvases = torch.tensor(find_supported_resolutions(16, SizeDict(height=side, width=side)))
+    for _ in range(500):
+        size = draw.randint(1, 3000), draw.randint(1, 3000)
+        if draw.random() < 0.5:  # several canvases are equally good
+            size = draw.choice([112, 168, 336, 1008]), draw.choice([84, 336, 672, 2688])
+        canvas: Any = get_best_fit(size, canvases)
+        limits = tuple(min(max(length, side), most) for length, most in zip(size, canvas, strict=True))
+        expected = tuple(max(int(length), 1) for length in get_max_res_without_distortion(size, limits))
+        plan, tiles = plan_picture(size, settings, 28), int(canvas.prod()) // side**2
+        assert plan.corner == tuple(canvas.tolist()) and plan.size == expected, size
+        assert len(plan.pictures) == tiles + (tiles > 1)
+
+
 def build_features_processor(kind: str) -> tuple[Any, TowerShape, int]:
     """A processor of transformers without a tokenizer, and the tower and the side of the tiles that it is for."""
     processor = object.__new__(getattr(transformers, f"{kind}Processor"))
@@ -254,6 +276,9 @@ def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> N
         ({"do_resize": False}, "do_resize: false is not supported"),
         ({"resample": 0}, "resample: 0"),
         ({"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 300, "width": 224}}, "crop_size: 300"),
+        ({"image_processor_type": "Llama4ImageProcessor", "resize_to_max_canvas": True}, "resize_to_max_canvas: True"),
+        ({"image_processor_type": "Llama4ImageProcessor", "max_patches": 0}, "max_patches: 0 is not a number"),
+        ({"image_processor_type": "Llama4ImageProcessor", "size": {"height": 28, "width": 56}}, "use the same height"),
     ):
         path.write_text(json.dumps({**older, **change}))
         with pytest.raises(UserError, match=message):

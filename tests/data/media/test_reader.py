@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from litgpt.data.media.picture_settings import read_picture_settings
 from litgpt.data.media.pictures import (
     get_size,
     open_picture,
     plan_picture,
-    read_picture_settings,
     read_picture_size,
     resize_picture,
 )
