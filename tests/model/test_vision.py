@@ -103,6 +103,7 @@ def test_model_without_tower() -> None:
         ({"pixels": 99}, r"vision\.pixels: 99 with side: "),
         ({"blocks_run": 2}, "2 of 1 blocks"),
         ({"window": 3}, "vision.window"),
+        ({"window": 16, "class_token": True}, r"vision\.window: 16 with class_token: true"),
         ({"act": "tanh"}, "vision.act"),
         ({"patches": 3}, "vision.patches: unknown"),
         ({"deep_layers": [1]}, r"vision\.deep_layers: \[1\] are not"),
