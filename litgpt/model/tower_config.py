@@ -197,7 +197,9 @@ class TowerShape(BlockShape):
             problem = f"None with projector_form: {self.projector_form}"
             raise field_error("vision.projector_hidden", problem, "use e.g. 4096")
         if self.window is not None and self.class_token:
-            raise field_error("vision.window", f"{self.window} with class_token: true, a token in no window", "use null")
+            raise field_error(
+                "vision.window", f"{self.window} with class_token: true, a token in no window", "use null"
+            )
         if self.window is not None and self.window < self.merge * self.patch:
             problem = f"{self.window} is less than a block of {self.merge * self.patch}"
             raise field_error("vision.window", problem, f"use e.g. {8 * self.patch}")

@@ -123,7 +123,9 @@ def compute(kind: str, folder: Path, **settings: Any) -> tuple[float, dict[str, 
 
 
 @pytest.mark.parametrize(
-    "kind", ["smolvlm", "llava", "qwen2_vl", pytest.param("llava_onevision", marks=pytest.mark.slow)]
+    "kind",
+    ["smolvlm", "llava", "qwen2_vl"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("llava_onevision", "llama4")],
 )
 def test_packed_rows_equal_padded_ones(kind: str, tmp_path: Path) -> None:
     write_vision_model(tmp_path / kind, kind)
