@@ -48,6 +48,8 @@ REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "
 REFUSED_STEPS = ("do_pan_and_scan", "resize_to_max_canvas")
 """Steps that a processor's file may turn on, which is not supported."""
 
+MOST_TILES = 256  # 16 times as many as Llama 4 has
+
 
 class ColorSettings(Protocol):
     """How the values of pixels are normalized; as of `PictureSettings`."""
@@ -188,11 +190,11 @@ def read_corner_tiles(path: Path, settings: Mapping[str, Any]) -> int:
     """The most number of tiles, which are squares, of the canvases of a processor.
 
     Raises:
-        UserError: if they are no squares, or the number is none.
+        UserError: if they are no squares, or too many.
     """
     size, tiles = settings["size"], settings["max_patches"]
     if len({*size.values()}) > 1:
         raise UserError(f"{path}: size: {size} is not supported; use the same height and width")
-    if not isinstance(tiles, int) or tiles < 1:
-        raise UserError(f"{path}: max_patches: {tiles} is not a number of tiles; use e.g. 16")
+    if not isinstance(tiles, int) or not 1 <= tiles <= MOST_TILES:
+        raise UserError(f"{path}: max_patches: {tiles} is not supported; use 1 to {MOST_TILES}")
     return tiles

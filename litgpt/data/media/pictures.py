@@ -189,6 +189,7 @@ def plan_canvas(size: Size, settings: PictureSettings, unit: int) -> PicturePlan
 def plan_corner(size: Size, tile: int, most_tiles: int) -> PicturePlan:
     """The tiles of the canvas at whose top left an image is, and the whole image after them if they are several."""
     canvas = choose_corner_canvas(size, list_corner_canvases(tile, most_tiles))
+    check_growth(size, canvas)
     rows, columns = canvas[0] // tile, canvas[1] // tile
     if (tiles := rows * columns) == 1:
         return PicturePlan(fit_corner(size, canvas, tile), None, 0, 0, (canvas,), corner=canvas)

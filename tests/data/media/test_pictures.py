@@ -277,7 +277,10 @@ def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> N
         ({"resample": 0}, "resample: 0"),
         ({"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 300, "width": 224}}, "crop_size: 300"),
         ({"image_processor_type": "Llama4ImageProcessor", "resize_to_max_canvas": True}, "resize_to_max_canvas: True"),
-        ({"image_processor_type": "Llama4ImageProcessor", "max_patches": 0}, "max_patches: 0 is not a number"),
+        (
+            {"image_processor_type": "Llama4ImageProcessor", "max_patches": 0},
+            "max_patches: 0 is not supported; use 1 to 256",
+        ),
         ({"image_processor_type": "Llama4ImageProcessor", "size": {"height": 28, "width": 56}}, "use the same height"),
     ):
         path.write_text(json.dumps({**older, **change}))
