@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from litgpt.data.media.codes import OWN_NAMES, find_code_names, find_code_tokens
+from litgpt.data.media.codes import OWN_NAMES, find_code_names, find_code_tokens, load_ordered_codec
 from litgpt.data.read.media import CODES_FOLDER
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import check_unused, staged_folder, write_text
 from litgpt.messages import print_message
-from litgpt.model.image_codec import GridShape, load_codec, save_codec
+from litgpt.model.image_codec import GridShape, save_codec
 from litgpt.model.init import seeded_generator
 from litgpt.recipe.data_commands import TokenizerExtend
 from litgpt.store.load_model import iter_tensors, load_config
@@ -29,7 +29,8 @@ def run(recipe: TokenizerExtend) -> None:
         UserError: if a folder has no model, tokenizer.json or codec, or the tokenizer has such tokens already.
     """
     check_unused(recipe.output_dir)
-    codec, tokenizer = load_codec(recipe.codec_dir, size=recipe.size), Tokenizer(recipe.checkpoint_dir)
+    tokenizer = Tokenizer(recipe.checkpoint_dir)
+    codec = load_ordered_codec(tokenizer, recipe.codec_dir, size=recipe.size)
     config, text = load_config(recipe.checkpoint_dir), None
     tensors = iter_tensors(recipe.checkpoint_dir, config)
     if find_code_names(tokenizer) in (None, OWN_NAMES):

@@ -4,13 +4,14 @@ Axes: V vocabulary.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from litgpt.data.media.codes import list_unwritten_ids
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 
@@ -53,6 +54,31 @@ class GrammarConstraint:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise grammar_error(self.key, "the text", self._matcher.get_error(), "set a simpler one")
+
+
+class TextConstraint:
+    """Any text without some tokens; see `Constraint`."""
+
+    def __init__(self, excluded: Sequence[int], rows: int) -> None:
+        self._mask_V = torch.ones(rows, dtype=torch.bool)
+        self._mask_V[list(excluded)] = False
+
+    def allowed(self) -> Tensor:
+        """The tokens that may follow, (V,) boolean on the CPU."""
+        return self._mask_V
+
+    def accept(self, token: int) -> None:
+        """Continue after this token; all texts have the same."""
+
+
+def build_text_constraint(tokenizer: Tokenizer, rows: int) -> TextConstraint | None:
+    """What a text follows without a grammar: no codes of images if the model writes none (Chameleon); else None.
+
+    Args:
+        rows: V, the number of tokens of the model.
+    """
+    excluded = list_unwritten_ids(tokenizer)
+    return TextConstraint(excluded, rows) if excluded else None
 
 
 class ConstraintCompiler:

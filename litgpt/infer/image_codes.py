@@ -3,7 +3,7 @@
 Axes: R rows of logits, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from litgpt.data.media.codes import CodeReader
 from litgpt.errors import UserError
 from litgpt.infer.block_cache import BlockCache, find_window_layers, round_up_size
 from litgpt.infer.packed_step import Chunk, run_packed
+from litgpt.infer.prompt_images import PlacedFeatures
 from litgpt.infer.requests import check_prompt
 from litgpt.infer.sampling import SampledRow, Sampling, sample_rows
 from litgpt.model.code_tokens import GridConstraint
@@ -54,6 +55,45 @@ def guide(logits_RV: Tensor, guidance: float) -> Tensor:
     return logits_RV[0] if len(logits_RV) == 1 else logits_RV[1] + guidance * (logits_RV[0] - logits_RV[1])
 
 
+def continue_texts(
+    model: GPT,
+    prompt: ImagePrompt,
+    row: SampledRow,
+    steps: int,
+    *,
+    embed: Callable[[int], Tensor] | None = None,
+    forward: Callable[..., Tensor] | None = None,
+) -> None:
+    """Generate a number of tokens after the texts of a prompt, which continue with the same.
+
+    Args:
+        row: what they are sampled by, and where they are added.
+        embed: what the model reads (1, D) for one that was generated, if it is none of its tokens.
+        forward: as of `run_packed`.
+
+    Raises:
+        UserError: as `generate_codes`.
+    """
+    texts: list[list[int]] = prompt.texts
+    for ids in texts:
+        check_prompt(model, ids, steps)
+    longest = max(map(len, texts)) + steps
+    windows = find_window_layers(model.config, longest)
+    cache = BlockCache(len(texts) * round_up_size(longest), len(texts), windows=windows)
+    blocks, features = [cache.allocate(longest) for _ in texts], None
+    for _ in range(steps):
+        chunks = [
+            Chunk(block, ids, features=features) for block, ids in zip(blocks, texts, strict=True) if block is not None
+        ]
+        logits = torch.cat(run_packed(model, chunks, cache.slabs, forward=forward))
+        token = int(sample_rows(guide(logits, prompt.guidance)[None], [row]))
+        if row.constraint is not None:
+            row.constraint.accept(token)
+        row.generated.append(token)
+        features = None if embed is None else PlacedFeatures([0], embed(token))
+        texts = [[token if features is None else 0]] * len(texts)
+
+
 @torch.inference_mode()
 def generate_codes(
     model: GPT, reader: CodeReader, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None
@@ -68,23 +108,11 @@ def generate_codes(
     Raises:
         UserError: if prompt and image exceed the model's context, or logits are not finite.
     """
-    tokens, texts = reader.tokens, prompt.texts
-    for ids in texts:
-        check_prompt(model, ids, len(tokens.template))
-    device, longest = next(model.parameters()).device, max(map(len, texts)) + len(tokens.template)
-    windows = find_window_layers(model.config, longest)
-    cache = BlockCache(len(texts) * round_up_size(longest), len(texts), windows=windows)
-    blocks = [cache.allocate(longest) for _ in texts]
+    tokens, device = reader.tokens, next(model.parameters()).device
     constraint = GridConstraint(tokens, model.config.padded_vocab_size or 0, image_first=True)
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    row = SampledRow(sampling, texts[0], [], generator, constraint)
-    for _ in range(len(tokens.template) - 1):  # without the last, which is no code
-        chunks = [Chunk(block, ids) for block, ids in zip(blocks, texts, strict=True) if block is not None]
-        logits = torch.cat(run_packed(model, chunks, cache.slabs))
-        token = int(sample_rows(guide(logits, prompt.guidance)[None], [row]))
-        constraint.accept(token)
-        row.generated.append(token)
-        texts = [[token]] * len(texts)
+    row = SampledRow(sampling, prompt.texts[0], [], generator, constraint)
+    continue_texts(model, prompt, row, len(tokens.template) - 1)  # without the last, which is no code
     codes = tokens.read([*row.generated, tokens.end])
     assert codes is not None
     return codes

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,7 @@ class PromptEncoder:
         style: the prompt style that its folder names, or None; it takes precedence, because the last training used it.
         open_placer: opens what writes the places or codes of images; returns None for a model that reads none.
         split: puts the pieces of long sounds in their place; None for a long sound to be an error.
+        variables: extra variables of the chat template.
     """
 
     tokenizer: Tokenizer
@@ -50,6 +51,7 @@ class PromptEncoder:
     style: PromptStyle | None
     open_placer: Callable[[], FeaturePlacer | CodePlacer | None] = lambda: None
     split: Splitter | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def has_format(self, chat_template: bool | None) -> bool:
         """Whether the prompt is a user's message and the text a reply; otherwise the text continues the prompt.
@@ -177,7 +179,8 @@ class PromptEncoder:
     ) -> Prompt:
         if self.chat is None:
             raise UserError(f"messages: {self.tokenizer.folder} has no chat template; give a prompt instead")
-        text = self.chat.render(messages, self.tokenizer.special_tokens(), tools=tools)
+        special = self.tokenizer.special_tokens()
+        text = self.chat.render(messages, special, tools=tools, variables=self.variables)
         return self._tokenize(text, media, bos=False)
 
     def _tokenize(self, text: str, media: Sequence[Medium], *, bos: bool | None = None) -> Prompt:

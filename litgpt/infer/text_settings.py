@@ -8,11 +8,11 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.files import read_utf8
-from litgpt.infer.constraint import ConstraintCompiler, GrammarConstraint
+from litgpt.infer.constraint import ConstraintCompiler, build_text_constraint
 from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
 from litgpt.infer.requests import Request
-from litgpt.infer.sampling import Sampling
+from litgpt.infer.sampling import Constraint, Sampling
 from litgpt.recipe.generate import GenerationSettings
 
 TEXT_KEYS = (
@@ -36,7 +36,7 @@ class TextSettings:
     sampling: Sampling
     stop_tokens: frozenset[int]
     stops: tuple[str, ...]
-    constrain: Callable[[], GrammarConstraint | None]
+    constrain: Callable[[], Constraint | None]
     continues: bool
     logprobs: int | None = None
 
@@ -97,14 +97,14 @@ def prepare_constraint(
     *,
     json_schema: str | dict[str, Any] | None = None,
     regex: str | None = None,
-) -> Callable[[], GrammarConstraint | None]:
-    """A function that makes the constraint of one more text: None if neither a schema nor an expression is given.
+) -> Callable[[], Constraint | None]:
+    """A function that makes the constraint of one more text; it may return None if it is given no schema or expression.
 
     Raises:
         UserError: if both are given, or the tokenizer has no stop tokens; from the function: if one is wrong.
     """
     if json_schema is None and regex is None:
-        return lambda: None
+        return lambda: build_text_constraint(encoder.tokenizer, rows)
     if json_schema is not None and regex is not None:
         raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
     compiler = ConstraintCompiler(encoder.tokenizer, rows, stop_tokens)

@@ -15,7 +15,7 @@ from litgpt.model.attention_inputs import AttentionInputs, Mask, Segment
 from litgpt.model.config import Config
 from litgpt.model.cpu_attention import FlashAttention, is_flash_on_cpu, is_half_on_cpu
 from litgpt.model.flex_attention import BlockMask, attend_blocks
-from litgpt.model.layers import build_norm, build_scale_norm
+from litgpt.model.layers import build_head_norm, build_norm
 from litgpt.model.rotary import apply_rotary
 
 Keys = Tensor | Sequence[Tensor]
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if self.norm_kind == "olmo2":
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (x.view(*x.shape[:-1], -1, self.head_size) for x in (q, k, v))
-        if self.norm_kind in ("default", "per_head"):
+        if self.norm_kind in ("default", "per_head", "per_head_bias"):
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         q, k = self._apply_rotary(q, k, inputs)
@@ -133,14 +133,14 @@ class Attention(nn.Module):
 
 
 def build_qk_norm(config: Config, heads: int, kind: str | None) -> nn.Module:
-    """The norm of queries or keys: over each head, over all heads together, or with a weight for each head."""
+    """The norm of queries or keys: over each head, over all together, or with weights, and biases, of each head."""
     assert config.head_size is not None
     if kind in ("default", "after_rope"):
         return build_norm(config, config.head_size)
     if kind == "olmo2":
         return build_norm(config, heads * config.head_size)
-    if kind == "per_head":
-        return build_scale_norm(config, (heads, config.head_size))
+    if kind in ("per_head", "per_head_bias"):
+        return build_head_norm(config, heads, bias=kind == "per_head_bias")
     return nn.Identity()
 
 

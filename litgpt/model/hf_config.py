@@ -39,15 +39,34 @@ class WholeKeys:
 
     Attributes:
         model_type: in its `config.json`.
-        key: the key there that has the part's.
+        key: the key there that has the part's; None if they are among those of the others, without which it is never
+            published.
         start: of the names of the part's tensors.
         files: patterns of further files that it needs.
     """
 
     model_type: str
-    key: str
-    start: str
+    key: str | None = None
+    start: str = ""
     files: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHeadKeys:
+    """How the head of an architecture is published.
+
+    Attributes:
+        key: of the `config.json`, which has the settings of the codes, those of the head among them.
+        names: what the names of the tensors of each part of an `ImageHead` begin with.
+    """
+
+    key: str
+    names: Mapping[str, str]
+
+    def publish(self, name: str) -> str:
+        """The published name of a parameter."""
+        part, _, rest = name.partition(".")
+        return f"{self.names[part]}.{rest}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +82,7 @@ class ConfigKeys:
         nested: the key of the language model in a multimodal config; without `towers` it is only read.
         towers: the keys of its towers; none if they are not read.
         whole: the model that it may be published as a part of; None if it is published alone.
+        image_head: the keys of its head of images; None if it has none.
         reward_architecture: the architecture of its reward models, which have one label; None without one.
     """
 
@@ -76,6 +96,7 @@ class ConfigKeys:
     nested: str | None = None
     towers: list[TowerKeys] = field(default_factory=list)
     whole: WholeKeys | None = None
+    image_head: ImageHeadKeys | None = None
     reward_architecture: str | None = None
 
     @property
@@ -83,6 +104,11 @@ class ConfigKeys:
         """The model types of decoder and towers, by the keys that have theirs; empty without towers."""
         decoders = {"text_config": self.towers[0].decoder_type} if self.towers else {}
         return {**decoders, **{tower.key: tower.tower_type for tower in self.towers}}
+
+    @property
+    def is_never_alone(self) -> bool:
+        """Whether it is published only with the other parts of a model."""
+        return self.whole is not None and self.whole.key is None
 
     def is_whole(self, values: Values) -> bool:
         """Whether a `config.json` is of a model that this architecture is a part of."""
@@ -94,7 +120,7 @@ class ConfigKeys:
         Raises:
             UserError: if they are no mapping.
         """
-        if self.whole is None or not self.is_whole(values):
+        if self.whole is None or self.whole.key is None or not self.is_whole(values):
             return values
         if not isinstance(part := values.get(self.whole.key), dict):
             raise unsupported_key(self.whole.key, part, "a mapping of this part's keys")

@@ -108,6 +108,18 @@ def write_biases(config: TransformerConfig, **keys: str) -> dict[str, Any]:
     return {key: has_bias(config, name) for name, key in keys.items()}
 
 
+def read_norm_places(values: Values, _fields: Values, *, after: str) -> dict[str, Any]:
+    """Norms after attention and feed-forward instead of before, where the key says so."""
+    is_after = bool(values.get(after))
+    fields = {"norm_1": not is_after, "norm_2": not is_after}
+    return {**fields, "post_attention_norm": is_after, "post_mlp_norm": is_after}
+
+
+def write_norm_places(config: TransformerConfig, *, after: str) -> dict[str, Any]:
+    """The key of `read_norm_places`."""
+    return {after: config.post_attention_norm}
+
+
 def read_inverse(values: Values, _fields: Values, **keys: str) -> dict[str, Any]:
     """Factors that the published model divides by and this one multiplies with."""
     return {name: 1 / hf.check_number(key, values.get(key)) for name, key in keys.items()}
@@ -171,6 +183,7 @@ LAYER_TRANSLATIONS = {
     "windowed_rope": Translation(read_windowed_rope, write_windowed_rope),
     "rope_layers": Translation(read_rope_layers, write_rope_layers),
     "biases": Translation(read_biases, write_biases),
+    "norm_places": Translation(read_norm_places, write_norm_places),
     "inverse": Translation(read_inverse, write_inverse),
     "attention_scalar": Translation(read_attention_scalar, write_attention_scalar),
     "multi_query": Translation(read_multi_query, write_multi_query),

@@ -219,6 +219,19 @@ def write_projection(_shape: TowerShape, width: int) -> tuple[dict[str, Any], di
     return {}, {"projection_dim": width, "hidden_size": width}
 
 
+def read_aligner(vision: Values, _values: Values, _fields: Values, width: int) -> dict[str, Any]:
+    """A projector of two layers of the decoder's width."""
+    if vision.get("projection_dim") != width:
+        cure = f"{width}, the width of the decoder"
+        raise unsupported_key("vision_config.projection_dim", vision.get("projection_dim"), cure)
+    return {"projector_hidden": width}
+
+
+def write_aligner(_shape: TowerShape, width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The width of the decoder."""
+    return {"projection_dim": width}, {}
+
+
 def read_axial_rope(vision: Values, _values: Values, _fields: Values, _width: int) -> dict[str, Any]:
     """The base of the rotary embedding of rows and columns."""
     rope = vision.get("rope_parameters") or {}
@@ -290,6 +303,7 @@ TOWER_TRANSLATIONS = {
     "output": TowerTranslation(read_output, write_output),
     "output_dim": TowerTranslation(read_width, write_width),
     "whole": TowerTranslation(read_whole, write_whole),
+    "aligner": TowerTranslation(read_aligner, write_aligner),
     "projection": TowerTranslation(read_projection, write_projection),
     "rope": TowerTranslation(read_axial_rope, write_axial_rope),
     "merger_hidden_size": build_merger("hidden_size"),

@@ -73,6 +73,11 @@ class CodecShape:
         return self.side**2
 
     @property
+    def fit(self) -> str:
+        """How images get their size: resized to the square."""
+        return "square"
+
+    @property
     def codes(self) -> int:
         """The number of different codes."""
         return math.prod(self.levels)
@@ -91,7 +96,7 @@ class CodecShape:
         if values.get("model_type") != CODEC_TYPE or not all(type(number) is int and number > 0 for number in numbers):
             raise UserError(
                 f"{source}: not the config of image codes; use a folder of `litgpt tokenizer train --kind vq`, or of "
-                "Emu3 or Janus as transformers writes it"
+                "Emu3, Janus or Chameleon as transformers writes it"
             )
         return cls(**{name: values[name] for name in names} | {"levels": tuple(values["levels"])})
 
@@ -154,6 +159,11 @@ class ImageCodec(nn.Module):
         """The reconstruction (B, 3, H, W) of pixels, and their codes (B, N)."""
         latents, codes_BHW = self.quantize(self.encoder(pixels_BCHW))
         return self.decoder(latents), codes_BHW.flatten(1)
+
+    @property
+    def can_draw(self) -> bool:
+        """Codes can be decoded."""
+        return True
 
     def to_files(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors by their names, and the values of the config."""

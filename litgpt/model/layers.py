@@ -71,6 +71,19 @@ class ScaleLayerNorm(nn.Module):
         return (F.layer_norm(x.to(dtype), x.shape[-1:], eps=self.eps) * self.weight.to(dtype)).to(x.dtype)
 
 
+class ShiftedLayerNorm(ScaleLayerNorm):
+    """`ScaleLayerNorm` with a bias of the shape of its weight."""
+
+    def __init__(self, size: int | tuple[int, ...], eps: float) -> None:
+        super().__init__(size, eps)
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize in float32 or wider; (..., size) -> (..., size) in the dtype of `x`."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return (super().forward(x.to(dtype)) + self.bias.to(dtype)).to(x.dtype)
+
+
 NORM_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "LayerNorm": nn.LayerNorm,
     "ScaleLayerNorm": ScaleLayerNorm,
@@ -86,9 +99,14 @@ def build_norm(config: Config, size: int | None = None, *, eps: float | None = N
     return NORM_CLASSES[config.norm_class_name](size or config.n_embd, eps=eps or config.norm_eps)
 
 
-def build_scale_norm(config: Config, size: tuple[int, ...]) -> nn.Module:
-    """Build a LayerNorm over the last dim with a weight of shape `size`."""
-    return ScaleLayerNorm(size, config.norm_eps)
+HEAD_NORM_EPS = 1e-5  # of Chameleon, in no file
+
+
+def build_head_norm(config: Config, heads: int, *, bias: bool) -> nn.Module:
+    """Build a LayerNorm over each head with a weight, and a bias or none, for each number of each head."""
+    assert config.head_size is not None
+    size = (heads, config.head_size)
+    return ShiftedLayerNorm(size, HEAD_NORM_EPS) if bias else ScaleLayerNorm(size, config.norm_eps)
 
 
 def relu_squared(x: Tensor) -> Tensor:

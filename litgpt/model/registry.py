@@ -19,7 +19,7 @@ import yaml
 
 from litgpt.errors import UserError, name_file
 from litgpt.files import read_json, read_mapping
-from litgpt.model.hf_config import ConfigKeys, WholeKeys
+from litgpt.model.hf_config import ConfigKeys, ImageHeadKeys, WholeKeys
 from litgpt.model.hf_config_experts import normalize_expert_fields
 from litgpt.model.hf_config_layers import has_bias
 from litgpt.model.hf_config_towers import TowerKeys
@@ -135,6 +135,8 @@ def build_family(data: dict[str, Any]) -> Family:
     data["towers"] = [TowerKeys(**tower) for tower in data.get("towers", [])]
     if "whole" in data:
         data["whole"] = WholeKeys(**data["whole"])
+    if "image_head" in data:
+        data["image_head"] = ImageHeadKeys(**data["image_head"])
     family = Family(**data, tensors=tensors, shapes={})
     shapes, hub_names = {}, {}
     for row in rows:

@@ -5,7 +5,7 @@ from typing import Any
 
 from litgpt.mappings import drop_nulls
 
-PASSED_ON = ("architectures", "model_type", "nested", "whole", "carried", "starts", "module_starts")
+PASSED_ON = ("architectures", "model_type", "nested", "whole", "carried", "image_head", "starts", "module_starts")
 """The entries of a file that those of each pair have as they are."""
 TOWER_PARTS = ("vision", "audio")
 """The entries of a file that have those of its towers, in the order in which a model numbers their features."""

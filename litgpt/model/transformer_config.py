@@ -82,7 +82,7 @@ class TransformerConfig:
     ] = "LayerNorm"
     norm_eps: float = 1e-5
     norm_qk: bool = False
-    norm_qk_type: Literal["default", "olmo2", "per_head", "after_rope", "l2_after_rope"] = "default"
+    norm_qk_type: Literal["default", "olmo2", "per_head", "per_head_bias", "after_rope", "l2_after_rope"] = "default"
     post_attention_norm: bool = False
     post_mlp_norm: bool = False
     parallel_residual: bool = True

@@ -1,8 +1,10 @@
-"""Published autoencoders of images with a learned codebook, of Emu3 and Janus (Esser et al. 2021, VQGAN).
+"""Published autoencoders of images with a learned codebook, of Emu3, Janus and Chameleon (Esser et al. 2021, VQGAN).
 
 Axes: B batch, C channels, T frames, N codes of an image, row by row.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litgpt.errors import UserError
 from litgpt.model.vq_shape import VQ_NORM_GROUPS, VQShape
 
 VQ_NORM_EPS = 1e-6
+REORDERED = "codes_in_order_of_tokens"
+"""The key of a config that says that `VQCodec.reorder_codes` has been called, which is done once."""
 PLACES_AT_ONCE = 1024
 """Places whose distances to all entries of the codebook are in memory together."""
 
@@ -233,17 +238,41 @@ class VQDecoder(nn.Module):
 
 
 class VQCodec(nn.Module):
-    """Encodes images as the numbers of the nearest entries of a codebook, and decodes these."""
+    """Encodes images as the numbers of the nearest entries of a codebook, and decodes these.
 
-    def __init__(self, shape: VQShape) -> None:
+    Args:
+        has_decoder: whether its decoder is published; without, codes stay codes.
+    """
+
+    def __init__(self, shape: VQShape, *, has_decoder: bool = True) -> None:
         super().__init__()
         self.shape = shape
-        self.encoder, self.decoder = VQEncoder(shape), VQDecoder(shape)
+        self.encoder, self.decoder = VQEncoder(shape), VQDecoder(shape) if has_decoder else None
         self.codebook = nn.Embedding(shape.codes, shape.embed)
         kernel = (3, 1, 1) if shape.has_frames else (1, 1, 1)
         pad = FrameConv if shape.has_frames else nn.Conv3d
         self.to_codes = pad(shape.latents, shape.embed, kernel)
         self.from_codes = pad(shape.embed, shape.latents, kernel)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether codes can be decoded."""
+        return self.decoder is not None
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether the codes have other numbers than as published."""
+        return bool(self.shape.values.get(REORDERED))
+
+    @torch.no_grad()
+    def reorder_codes(self, order: Sequence[int]) -> None:
+        """Number the codes anew.
+
+        Args:
+            order: for each new code, from 0, the number that it had.
+        """
+        self.codebook.weight.copy_(self.codebook.weight[torch.tensor(order)])
+        self.shape = replace(self.shape, values={**self.shape.values, REORDERED: True})
 
     def embed_pixels(self, pixels_BCHW: Tensor) -> Tensor:
         """The latents (B, embed, H', W') of normalized images, before they are rounded to entries of the codebook."""
@@ -259,7 +288,16 @@ class VQCodec(nn.Module):
         return torch.cat([(lengths - 2 * part @ entries.T).argmin(-1) for part in parts], dim=1)
 
     def decode_pixels(self, codes_BN: Tensor) -> Tensor:
-        """The normalized images (B, 3, H, W) of codes."""
+        """The normalized images (B, 3, H, W) of codes.
+
+        Raises:
+            UserError: if the codec has no decoder.
+        """
+        if self.decoder is None:
+            raise UserError(
+                f"image codes of {self.shape.model_type}: published without the decoder that draws images; use such a "
+                "model for texts, or codes with a decoder"
+            )
         embedded = self.codebook(codes_BN)
         if self.shape.unit_codes:
             embedded = F.normalize(embedded, dim=-1)
@@ -275,7 +313,7 @@ class VQCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes_BN: Tensor) -> Tensor:
-        """The images of codes, uint8 (B, 3, size, size)."""
+        """The images of codes, uint8 (B, 3, size, size); errors as `decode_pixels`."""
         mean_C11, std_C11 = self._get_colors()
         pixels = self.decode_pixels(codes_BN) * std_C11 + mean_C11
         return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -16,7 +16,9 @@ from litgpt.model.vq_shape import VQ_FAMILIES, read_vq_shape
 PREFIXES = ("", "vqmodel.", "model.vqmodel.")
 """What the names of a codec's tensors begin with, alone and in the folder of a model."""
 COLOR_KEYS = ("image_mean", "image_std")
-PREPROCESSOR = "preprocessor_config.json"
+USUAL_SCALE = 1 / 255  # of the values of pixels, before colors are normalized
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+"""The file of the settings of images, and that which newer versions of transformers write instead."""
 
 
 def find_vq_values(values: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -38,14 +40,12 @@ def load_vq_codec(folder: Path, values: Mapping[str, Any], size: int | None) -> 
     Raises:
         UserError: if the config is not supported, or the weights do not match it.
     """
-    if (folder / PREPROCESSOR).is_file():
-        processor = read_json_object(folder / PREPROCESSOR)
-        values = {**values, **{key: processor[key] for key in COLOR_KEYS if processor.get(key)}}
-    shape = read_vq_shape(values, folder / "config.json", size)
+    values = {**values, **read_colors(folder)}
+    shape, tensors = read_vq_shape(values, folder / "config.json", size), read_vq_tensors(folder)
+    has_decoder = shape.family.needs_decoder or any(name.startswith("decoder.") for name in tensors)
     with torch.device("meta"):
-        codec = VQCodec(shape)
+        codec = VQCodec(shape, has_decoder=has_decoder)
     wanted = {shape.publish(name, tensor)[0]: (name, tensor.shape) for name, tensor in codec.state_dict().items()}
-    tensors = read_vq_tensors(folder)
     if faults := sorted(wanted.keys() ^ tensors.keys()):
         kind = "missing" if faults[0] in wanted else "unknown"
         raise UserError(f"{folder}: not the weights of config.json ({faults[0]} is {kind})")
@@ -59,6 +59,17 @@ def load_vq_codec(folder: Path, values: Mapping[str, Any], size: int | None) -> 
         state[name] = tensor.reshape(expected).to(torch.float32 if tensor.is_floating_point() else tensor.dtype)
     codec.load_state_dict(state, assign=True)
     return codec.eval().requires_grad_(False)
+
+
+def read_colors(folder: Path) -> dict[str, list[float]]:
+    """How the processor in a folder normalizes colors, of pixels from 0 to 1; empty without one."""
+    settings: Mapping[str, Any] = {}
+    if (folder / PREPROCESSOR).is_file():
+        settings = read_json_object(folder / PREPROCESSOR)
+    elif (folder / PROCESSOR).is_file():
+        settings = read_json_object(folder / PROCESSOR).get("image_processor") or {}
+    share = (settings.get("rescale_factor") or USUAL_SCALE) / USUAL_SCALE
+    return {key: [color / share for color in settings[key]] for key in COLOR_KEYS if settings.get(key)}
 
 
 def read_vq_tensors(folder: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -28,6 +28,11 @@ class VQFamily:
         has_frames: whether the codec is one of videos, whose convolutions are over frames too.
         unit_codes: whether entries of the codebook have the length 1 when they are decoded.
         conv_matrices: whether matrices are published as convolutions of size 1.
+        attention: the levels whose blocks have attention: the last, those that a key lists, or those whose images have
+            sizes that it lists.
+        size_key: the key of the size of images, and whether it counts codes or pixels; None for images of any size.
+        fit: how images get this size: resized to the square, or by their short side, of which the middle is cut out.
+        needs_decoder: whether it is always published with its decoder of images.
     """
 
     keys: Mapping[str, str]
@@ -37,6 +42,10 @@ class VQFamily:
     has_frames: bool
     unit_codes: bool
     conv_matrices: bool
+    attention: Literal["last", "levels", "sizes"]
+    size_key: tuple[str, Literal["codes", "pixels"]] | None = None
+    fit: Literal["square", "short_side"] = "square"
+    needs_decoder: bool = True
 
 
 SHARED_KEYS = {
@@ -45,7 +54,9 @@ SHARED_KEYS = {
     "width": "base_channels",
     "blocks": "num_res_blocks",
 }
-SHARED_DEFAULTS: dict[str, Any] = {"in_channels": 3, "out_channels": 3, "double_latent": False, "num_res_blocks": 2}
+SHARED_DEFAULTS: dict[str, Any] = {"num_res_blocks": 2}
+SUPPORTED_VALUES = {"in_channels": 3, "out_channels": 3, "double_latent": False, "attn_type": "vanilla"}
+"""Keys that have one value, which they may leave out."""
 SHARED_NAMES = (
     (r"^codebook\.", "quantize.embedding."),
     (r"^to_codes\.", "quant_conv."),
@@ -64,12 +75,23 @@ SHARED_NAMES = (
     (r"^encoder(.*)\.resize\.", r"encoder\1.downsample."),
     (r"^decoder(.*)\.resize\.", r"decoder\1.upsample."),
 )
+IMAGE_NAMES = (
+    *SHARED_NAMES,
+    (r"(\.norm\w*)\.norm\.", r"\1."),
+    (r"\.attention\.((?:\d+\.)?)norm\.norm\.", r".attention.\1norm."),
+    (r"\.middle\.attention\.", ".mid.attn_1."),
+    (r"\.middle\.", ".mid."),
+    (r"\.attention\.", ".attn."),
+    (r"\.out\.", ".proj_out."),
+    (r"^encoder\.levels\.", "encoder.down."),
+    (r"^decoder\.levels\.", "decoder.up."),
+)
+CHAMELEON_COLOR = 1 / (255 * 0.0078)  # as mean and as deviation: its processor computes 0.0078 x - 1
 VQ_FAMILIES = {
     "emu3_vqgan": VQFamily(
         keys={
             **SHARED_KEYS,
             **{"codes": "codebook_size", "frames": "temporal_downsample_factor", "heads": "num_attention_heads"},
-            "attention_levels": "attn_resolutions",
         },
         defaults={
             **SHARED_DEFAULTS,
@@ -100,6 +122,7 @@ VQ_FAMILIES = {
         has_frames=True,
         unit_codes=False,
         conv_matrices=False,
+        attention="levels",
     ),
     "janus_vqgan": VQFamily(
         keys={**SHARED_KEYS, "codes": "num_embeddings"},
@@ -108,21 +131,31 @@ VQ_FAMILIES = {
             **{"num_embeddings": 16384, "embed_dim": 8, "latent_channels": 256, "num_patches": 32},
             **{"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4]},
         },
-        names=(
-            *SHARED_NAMES,
-            (r"(\.norm\w*)\.norm\.", r"\1."),
-            (r"\.attention\.((?:\d+\.)?)norm\.norm\.", r".attention.\1norm."),
-            (r"\.middle\.attention\.", ".mid.attn_1."),
-            (r"\.middle\.", ".mid."),
-            (r"\.attention\.", ".attn."),
-            (r"\.out\.", ".proj_out."),
-            (r"^encoder\.levels\.", "encoder.down."),
-            (r"^decoder\.levels\.", "decoder.up."),
-        ),
+        names=IMAGE_NAMES,
         counts_up=False,
         has_frames=False,
         unit_codes=True,
         conv_matrices=True,
+        attention="last",
+        size_key=("num_patches", "codes"),
+    ),
+    "chameleon_vqgan": VQFamily(
+        keys={**SHARED_KEYS, "codes": "num_embeddings"},
+        defaults={
+            **SHARED_DEFAULTS,
+            **{"num_embeddings": 8192, "embed_dim": 256, "latent_channels": 256, "resolution": 512},
+            **{"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "attn_resolutions": []},
+            **{"image_mean": [CHAMELEON_COLOR] * 3, "image_std": [CHAMELEON_COLOR] * 3},
+        },
+        names=IMAGE_NAMES,
+        counts_up=False,
+        has_frames=False,
+        unit_codes=False,
+        conv_matrices=True,
+        attention="sizes",
+        size_key=("resolution", "pixels"),
+        fit="short_side",
+        needs_decoder=False,
     ),
 }
 """The published codecs that are read, by `model_type` of their config."""
@@ -170,6 +203,11 @@ class VQShape:
         return self.family.has_frames
 
     @property
+    def fit(self) -> str:
+        """As in `VQFamily`."""
+        return self.family.fit
+
+    @property
     def unit_codes(self) -> bool:
         """As in `VQFamily`."""
         return self.family.unit_codes
@@ -213,10 +251,10 @@ def read_vq_shape(values: Mapping[str, Any], source: Path, size: int | None = No
     kind = str(values["model_type"])
     family = VQ_FAMILIES[kind]
     given = {**family.defaults, **{key: value for key, value in values.items() if value is not None}}
-    numbers = {name: read_number(given, key, source) for name, key in family.keys.items() if name != "attention_levels"}
+    numbers = {name: read_number(given, key, source) for name, key in family.keys.items()}
     multipliers = read_numbers(given, "channel_multiplier", source)
-    for key, expected in (("in_channels", 3), ("out_channels", 3), ("double_latent", False)):
-        if given[key] != expected:
+    for key, expected in SUPPORTED_VALUES.items():
+        if given.get(key, expected) != expected:
             raise UserError(f"{source}: {key}: {given[key]} is not supported; use {expected}")
     widths = tuple(numbers["width"] * multiplier for multiplier in multipliers)
     last = len(widths) - 1
@@ -226,13 +264,29 @@ def read_vq_shape(values: Mapping[str, Any], source: Path, size: int | None = No
         )
     if (frames := numbers.get("frames", 1)) & (frames - 1):
         raise UserError(f"{source}: temporal_downsample_factor: {frames} is not a power of two; use 4")
-    levels = family.keys.get("attention_levels")
-    attention = (last,) if levels is None else read_numbers(given, levels, source, lowest=0)
     side = read_size(given, kind, 2**last, size, source)
+    attention = read_attention_levels(given, family, last, side, source)
     colors = {name: tuple(map(float, given.get(f"image_{name}") or USUAL_COLOR)) for name in ("mean", "std")}
     saved = {**values, "size": side, **{f"image_{name}": list(color) for name, color in colors.items()}}
     fields: dict[str, Any] = {**numbers, **colors, "widths": widths, "attention_levels": attention}
     return VQShape(model_type=kind, values=saved, size=side, **fields)
+
+
+def read_attention_levels(
+    values: Mapping[str, Any], family: VQFamily, last: int, size: int, source: Path
+) -> tuple[int, ...]:
+    """The levels whose blocks have attention, numbered from the largest size.
+
+    Args:
+        last: the number of the last level.
+        size: height and width of images, in pixels.
+    """
+    if family.attention == "last":
+        return (last,)
+    listed = read_numbers(values, "attn_resolutions", source, lowest=0)
+    if family.attention == "levels":
+        return listed
+    return tuple(level for level in range(last + 1) if size >> level in listed)
 
 
 def read_size(values: Mapping[str, Any], kind: str, patch: int, size: int | None, source: Path) -> int:
@@ -242,8 +296,11 @@ def read_size(values: Mapping[str, Any], kind: str, patch: int, size: int | None
         patch: pixels that one code stands for.
         size: as in `read_vq_shape`.
     """
-    if "num_patches" in values:
-        only = read_number(values, "num_patches", source) * patch
+    if (of_family := VQ_FAMILIES[kind].size_key) is not None:
+        key, unit = of_family
+        only = read_number(values, key, source) * (patch if unit == "codes" else 1)
+        if only % patch:
+            raise UserError(f"{source}: {key}: {only} is not a multiple of {patch}, the pixels of a code; use 512")
         if size not in (None, only):
             raise UserError(f"size: {size} is not supported by {kind}, whose images have {only}; leave it out")
         return only

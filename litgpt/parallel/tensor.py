@@ -180,7 +180,8 @@ def plan_parameter(
     """The layout of the parameter `key` of the module `name`."""
     kind = find_split_kind(name)
     key = key.removesuffix("_trained")
-    if name.endswith((".norm_q", ".norm_k")) and config.norm_qk_type == "per_head" and config.norm_qk:
+    has_head_norms = config.norm_qk and config.norm_qk_type.startswith("per_head")
+    if name.endswith((".norm_q", ".norm_k")) and has_head_norms:
         kind = "columns" if name.endswith(".norm_q") else "groups"
     if name.split(".")[0] in ("score", "vision", "audio"):  # every rank computes it for all tokens, or all media
         return LocalLayout((Replicate(),))

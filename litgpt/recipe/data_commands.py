@@ -107,7 +107,7 @@ class TokenizerExtend:
     checkpoint_dir: Path
     """Folder of a model."""
     codec_dir: Path
-    """Folder of image codes: of `litgpt tokenizer train --kind vq`, of Emu3 or Janus, or of their codes alone."""
+    """Folder of image codes: of `litgpt tokenizer train --kind vq`; Emu3, Janus or Chameleon, or their codes alone."""
     output_dir: Path
     """Folder of the model with more tokens, which must not exist."""
     size: Count | None = None

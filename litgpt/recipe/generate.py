@@ -132,7 +132,7 @@ class Generate(GenerateWithModel):
     with a number before the suffix. For models that write images."""
     guidance: Annotated[float, Ge(0.0), Le(100.0)] = field(default=1.0, kw_only=True)
     """Guidance of the image: above 1 it follows the prompt more closely, at twice the work; 3 is usual. Needs a model
-    trained with data.null_prompt."""
+    trained with data.null_prompt, or Janus (5 is usual)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -47,10 +47,12 @@ class CarriedParts:
 
     def add_settings(self, part: Values) -> dict[str, Any]:
         """The `config.json` of the whole, from that of the part that is read."""
-        whole, before = (
-            {key: value for key, value in values.items() if key not in STALE_KEYS}
-            for values in (self.values, self.values[self.whole.key])
-        )
+        whole = drop_stale_keys(self.values)
+        if self.whole.key is None:
+            nested = {key: value for key, value in part.items() if key.endswith("_config")}
+            merged = {key: {**drop_stale_keys(whole.get(key) or {}), **value} for key, value in nested.items()}
+            return {**whole, **part, **merged}
+        before = drop_stale_keys(self.values[self.whole.key])
         return {**whole, "torch_dtype": part["torch_dtype"], self.whole.key: {**before, **part}}
 
     def copy_files(self, target: Path) -> None:
@@ -58,6 +60,11 @@ class CarriedParts:
         for path in (path for pattern in self.whole.files for path in sorted(self.folder.glob(pattern))):
             if not (target / path.name).exists():
                 shutil.copyfile(path, target / path.name)
+
+
+def drop_stale_keys(values: Values) -> dict[str, Any]:
+    """The keys of a `config.json` that are not of its weights."""
+    return {key: value for key, value in values.items() if key not in STALE_KEYS}
 
 
 def find_carried_parts(folder: Path, family: Family) -> CarriedParts | None:

@@ -16,7 +16,7 @@ from litgpt.files import check_writable, read_json_object, staged_folder, write_
 from litgpt.messages import print_message
 from litgpt.model import registry
 from litgpt.model.config import Config
-from litgpt.store.carried_parts import STALE_KEYS
+from litgpt.store.carried_parts import drop_stale_keys
 from litgpt.store.checkpoint_load import PROGRESS, resolve_checkpoint
 from litgpt.store.gguf_files import find_gguf
 from litgpt.store.gguf_tokenizer import write_tokenizer
@@ -113,7 +113,7 @@ def write_copy(
         print_message(f"{source}: {UNPUBLISHED}")
     elif values.get("model_type") == family.model_type:
         written = read_json_object(staged / "config.json")
-        values = {key: value for key, value in values.items() if key not in STALE_KEYS}
+        values = drop_stale_keys(values)
         values |= {key: written[key] for key in ("tie_word_embeddings",) if key in written}
         write_json(staged / "config.json", {**values, "torch_dtype": saved_dtype})
     check_written(staged, config, digests)

@@ -26,7 +26,10 @@ from litgpt.store.weight_files import SAFETENSORS, SAFETENSORS_INDEX
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 SHARD_BYTES = 5e9
-UNPUBLISHED = "no published architecture has this shape; its tensors keep our names, only litgpt loads it"
+UNPUBLISHED = (
+    "no published architecture has this shape, or the other parts of one are missing; its tensors keep our names, only "
+    "litgpt loads it"
+)
 
 
 def write_shards(folder: Path, tensors: NamedTensors, shard_bytes: float) -> None:
@@ -86,7 +89,8 @@ def save_model_folder(
         dtype: cast to this type, except tensors that the config keeps in float32; None keeps the type of each tensor.
         shard_bytes: the maximum size of a file of weights; larger models are split.
         replace: replace a folder that exists.
-        warn: called if no published architecture has this shape; the folder then keeps our tensor names.
+        warn: called if no published architecture has this shape, or it is never published without parts that the
+            tokenizer's folder does not have; the folder then keeps our tensor names.
 
     Raises:
         UserError: if the folder exists and is not empty, or a tensor is missing, unknown or of another shape.
@@ -148,17 +152,19 @@ def write_model(
         source: a folder; if it has a published model of several parts, of which this is one, all are written.
 
     Returns:
-        The published architecture of this shape, if there is one, and the name of the type of the weights.
+        The published architecture that is written, if there is one, and the name of the type of the weights.
 
     Raises:
         UserError: if a tensor is missing, unknown or of another shape.
     """
     family, parameters = find_family(config), list_parameters(config)
+    carried = None if family is None or source is None else find_carried_parts(source, family)
+    if family is not None and family.is_never_alone and carried is None:
+        family = None  # transformers does not load it without the other parts
     if family is None:
         mappings = [TensorMapping(name, (name,), "rename") for name in parameters]
     else:
         mappings = [*family.tensors.map_names(parameters, config), *family.tensors.list_copies(config)]
-    carried = None if family is None or source is None else find_carried_parts(source, family)
     dtypes: set[torch.dtype] = set()
     joined = join_tensors(mappings, cast_tensors(tensors, dtype, parameters), parameters, config)
     published = record_types(joined, dtypes)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from litgpt.data.read.media import CODES_FOLDER
+from litgpt.data.media.codes import find_codec_folder
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.model.config import Config, override_fields
@@ -89,8 +89,9 @@ def check_modalities(modalities: Sequence[str], tokenizer_dir: Path | None) -> N
     Raises:
         UserError: if it has none.
     """
-    has_codes = tokenizer_dir is not None and (tokenizer_dir / CODES_FOLDER).is_dir()
-    if not has_codes and set(modalities) != set(MODALITIES):
+    if set(modalities) == set(MODALITIES):
+        return
+    if tokenizer_dir is None or find_codec_folder(Tokenizer(tokenizer_dir)) is None:
         raise UserError(
             f"loss.modalities: {list(modalities)} needs a model that writes images; leave it out, or write the model's "
             "folder with `litgpt tokenizer extend`"

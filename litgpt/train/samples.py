@@ -47,7 +47,7 @@ class SampleWriter:
         lines = [line for line in text.splitlines() if line.strip()]  # blank ones are in the file only
         self.notify("\n".join([f"step {step}, sample:", *lines]))
         row: dict[str, Any] = {"step": step, "prompt": tokenizer.decode(prompt), "text": text}
-        if codes is not None:
+        if codes is not None and codes.codec.can_draw:
             row["images"] = [codes.draw_as_uri(image) for image in codes.tokens.find_images(continuation)]
         self._append(row)
 

@@ -62,6 +62,7 @@ SHAPES: dict[str, Config] = {
     "scores": small("Qwen2.5-0.5B", n_layer=4, output="score"),
     "learned": small("gpt2", n_query_groups=4),
     "olmo2": small("OLMo-2-1124-7B"),
+    "head norms": small("Llama-3.2-1B", n_layer=2, norm_qk=True, norm_qk_type="per_head_bias"),
     "one head": small("Qwen3-0.6B", n_query_groups=1),
     "deep": small("Llama-3.2-1B", n_layer=8, tie_embeddings=False),
     "moe": small("Mixtral-8x7B-v0.1", n_expert=4, sliding_window_size=None, n_layer=4),

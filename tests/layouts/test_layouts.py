@@ -23,6 +23,7 @@ CASES = [
     Case("neox", 2, {"tensor": 2}),
     Case("learned", 2, {"tensor": 2}),
     Case("olmo2", 2, {"tensor": 2}),
+    Case("head norms", 2, {"tensor": 2}),
     Case("one head", 2, {"tensor": 2, "sequence": False}, tuner="lora"),
     Case("dense", 2, {"tensor": 2}, tuner="lora"),
     # pipeline

@@ -150,7 +150,7 @@ ROWS = {
     "cwm": Row("Cwm", {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 5}),
     "persimmon": Row("Persimmon", {}),
 }
-DRAWING = {"emu3", "emu3_text_model"}  # in `test_vq_codecs.py`, with the codes of images
+DRAWING = {"emu3", "emu3_text_model", "chameleon"}  # in tests of their own, with codes of images
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 32,

@@ -36,14 +36,23 @@ JANUS = {
     **{"num_embeddings": 64, "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1},
     **{"num_patches": 8, "latent_channels": 16, "embed_dim": 8},
 }
+CHAMELEON = {
+    **{"num_embeddings": 64, "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1},
+    **{"resolution": 32, "attn_resolutions": [16], "latent_channels": 16, "embed_dim": 8},
+}
 SIZE, SIDE = 32, 8
+MODELS = {
+    "emu3": (EMU3, "Emu3VQVAE"),
+    "janus": (JANUS, "JanusVQVAE"),
+    "chameleon": (CHAMELEON, "ChameleonVQVAE"),
+}
 
 
 @torch.no_grad()
 def write_model(folder: Path, kind: str) -> Any:
     """Write a small model of transformers with random weights, and statistics and codes as after training."""
     torch.manual_seed(0)
-    settings, name = {"emu3": (EMU3, "Emu3VQVAE"), "janus": (JANUS, "JanusVQVAE")}[kind]
+    settings, name = MODELS[kind]
     module = getattr(transformers.models, kind)
     config = getattr(getattr(module, f"configuration_{kind}"), f"{name}Config")(**settings)
     model = getattr(getattr(module, f"modeling_{kind}"), name)(config).eval()
@@ -59,7 +68,7 @@ def write_model(folder: Path, kind: str) -> Any:
 
 def encode(model: Any, kind: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The latents before the codebook, and the codes (B, N), by transformers."""
-    if kind == "janus":
+    if kind != "emu3":
         output = model.encode(pixels)
         return model.quant_conv(output.last_hidden_state), output.image_tokens.view(len(pixels), -1)
     output = model.encode(pixels, image_sizes=torch.tensor([[SIZE, SIZE]] * len(pixels)))
@@ -67,7 +76,12 @@ def encode(model: Any, kind: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return latents, torch.stack([codes.flatten() for codes in output.image_tokens])
 
 
-@pytest.mark.parametrize("kind", ["emu3", "janus"])
+def normalize(kind: str, images: Tensor) -> Tensor:
+    """Images uint8 as the processor of a model normalizes them."""
+    return images * 0.0078 - 1 if kind == "chameleon" else (images / 255 - 0.5) / 0.5
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_codes_and_pixels_equal_transformers(kind: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", kind)
     codec = load_codec(tmp_path / "model", size=SIZE if kind == "emu3" else None)
@@ -77,14 +91,16 @@ def test_codes_and_pixels_equal_transformers(kind: str, tmp_path: Path) -> None:
         latents, codes = encode(model, kind, pixels)
         torch.testing.assert_close(codec.embed_pixels(pixels), latents, atol=1e-5, rtol=1e-5)
         assert torch.equal(codec.find_codes(codec.embed_pixels(pixels)), codes) and len(codes.unique()) > 5
-        expected = model.decode(codes.view(2, SIDE, SIDE) if kind == "emu3" else codes)
-        torch.testing.assert_close(codec.decode_pixels(codes), expected, atol=1e-5, rtol=1e-5)
+        if codec.can_draw:
+            expected = model.decode(codes.view(2, SIDE, SIDE) if kind == "emu3" else codes)
+            torch.testing.assert_close(codec.decode_pixels(codes), expected, atol=1e-5, rtol=1e-5)
     images = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     with torch.no_grad():
-        _, codes = encode(model, kind, (images / 255 - 0.5) / 0.5)
-    assert torch.equal(codec.encode(images), codes)
-    decoded = codec.decode(codes)
-    assert decoded.dtype == torch.uint8 and decoded.shape == images.shape and decoded.float().std() > 1
+        _, codes = encode(model, kind, normalize(kind, images))
+    assert torch.equal(codec.encode(images), codes) and codec.can_draw == (kind != "chameleon")
+    if codec.can_draw:
+        decoded = codec.decode(codes)
+        assert decoded.dtype == torch.uint8 and decoded.shape == images.shape and decoded.float().std() > 1
 
     (tmp_path / "saved").mkdir()
     save_codec(tmp_path / "saved", codec)
@@ -128,7 +144,7 @@ WRONG: list[tuple[dict[str, Any], int | None, str]] = [
     ({"temporal_downsample_factor": 3}, SIZE, "temporal_downsample_factor: 3 is not a power of two"),
     ({"embed_dim": 8}, SIZE, "not the weights of config.json"),
     ({"num_res_blocks": 2}, SIZE, "not the weights of config.json"),
-    ({"model_type": "chameleon_vqgan"}, SIZE, "not the config of image codes; use a folder of"),
+    ({"model_type": "llama_vqgan"}, SIZE, "not the config of image codes; use a folder of"),
     ({}, 30, "size: 30 is not a multiple of 4, the pixels of a code"),
 ]
 
@@ -143,10 +159,43 @@ def test_wrong_folders_are_one_line(changes: dict[str, Any], size: int | None, m
     assert "\n" not in str(raised.value)
 
 
-def test_a_codec_of_one_size_has_no_other(tmp_path: Path) -> None:
-    write_model(tmp_path / "model", "janus")
-    with pytest.raises(UserError, match="size: 64 is not supported by janus_vqgan, whose images have 32; leave it out"):
+@pytest.mark.parametrize("kind", ["janus", "chameleon"])
+def test_a_codec_of_one_size_has_no_other(kind: str, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", kind)
+    with pytest.raises(UserError, match=f"size: 64 is not supported by {kind}_vqgan, whose images have 32; leave it"):
         load_codec(tmp_path / "model", size=64)
+
+
+@torch.no_grad()
+def test_codes_with_and_without_a_decoder(tmp_path: Path) -> None:
+    alone, drawing = tmp_path / "alone", tmp_path / "drawing"
+    write_model(alone, "chameleon")
+    codes = torch.randint(64, (1, SIDE**2))
+    with pytest.raises(UserError, match="chameleon_vqgan: published without the decoder that draws images"):
+        load_codec(alone).decode(codes)
+
+    janus = write_model(tmp_path / "janus", "janus")
+    entries = torch.nn.functional.normalize(janus.quantize.embedding.weight, dim=-1)  # which Janus decodes in any case
+    janus.quantize.embedding.weight.copy_(entries)
+    config = json.loads((alone / "config.json").read_text()) | {"attn_resolutions": [8]}
+    drawing.mkdir()
+    (drawing / "config.json").write_text(json.dumps(config))
+    save_file(janus.state_dict(), drawing / "model.safetensors")
+    codec = load_codec(drawing)
+    assert isinstance(codec, VQCodec) and codec.can_draw
+    torch.testing.assert_close(codec.decode_pixels(codes), janus.decode(codes), atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_that_codes_do_not_fill_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, "chameleon")
+    values = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"resolution": 30}, "resolution: 30 is not a multiple of 4, the pixels of a code; use 512"),
+        ({"attn_type": "linear"}, "attn_type: linear is not supported; use vanilla"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(values | change))
+        with pytest.raises(UserError, match=message):
+            load_codec(tmp_path)
 
 
 def test_a_model_is_extended_by_published_codes(tmp_path: Path) -> None:

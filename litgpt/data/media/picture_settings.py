@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from litgpt.data.media.picture_sizes import Size
+from litgpt.data.media.picture_sizes import Size, read_limits
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 
@@ -41,6 +41,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "GotOcr2ImageProcessor": ("square", GRID),  # of InternVL, whose processor always cuts tiles
     "Idefics3ImageProcessor": ("long_side", TILES),
     "SmolVLMImageProcessor": ("long_side", TILES),
+    "JanusImageProcessor": ("padded", {**CLIP_COLORS, "size": SIDES, "min_size": 14, "do_pad": True}),
     "Llama4ImageProcessor": ("square", {**HALF_COLORS, **CORNER, "resample": 2, "in_bfloat16": True}),
 }
 REQUIRED_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_image_splitting")
@@ -134,20 +135,15 @@ def read_picture_settings(folder: Path) -> PictureSettings:
     kind = str(values.get("image_processor_type")).removesuffix("Fast")
     if kind not in PROCESSORS:
         raise UserError(f"{path}: image_processor_type: {kind} is not supported; use one of {', '.join(PROCESSORS)}")
-    for step in REQUIRED_STEPS:
+    rule, defaults = PROCESSORS[kind]
+    for step in (*REQUIRED_STEPS, *({"do_pad"} & defaults.keys())):
         if values.get(step) is False:
             raise UserError(f"{path}: {step}: false is not supported; use true")
     for step in REFUSED_STEPS:
         if values.get(step):
             raise UserError(f"{path}: {step}: {values[step]} is not supported; use false")
-    rule, defaults = PROCESSORS[kind]
     settings = {**SHARED, **defaults, **{key: value for key, value in values.items() if value is not None}}
-    size, crop, tile = settings["size"], settings["crop_size"], settings["max_image_size"]
-    if rule == "area":  # older files have these keys, which come first, beside the size
-        older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
-        size = {**size, **{key: value for key, value in older.items() if value is not None}}
-    if rule == "volume":
-        size = {**size, "frames": settings["temporal_patch_size"]}
+    size, crop, tile = read_limits(path, rule, settings), settings["crop_size"], settings["max_image_size"]
     if rule == "short_side" and "height" in size:
         rule = "square"
     if crop and max(crop.values()) > (least := size.get("shortest_edge", 0)):

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from litgpt.errors import UserError
 
@@ -70,6 +72,12 @@ def fit_long_side(size: Size, limits: Mapping[str, int], _unit: int) -> Size:
     return (short, longest) if is_wide else (longest, short)
 
 
+def fit_padded(size: Size, limits: Mapping[str, int], _unit: int) -> Size:
+    """The long side at `height`, the short one in proportion, both at least `least`; a square is around it (Janus)."""
+    height, width = (max(round(side * (limits["height"] / max(size))), limits["least"]) for side in size)
+    return height, width
+
+
 def fit_tiles(size: Size, tile: int) -> Size:
     """Both sides up to multiples of a tile, the long one first and the short one in proportion to it (Idefics 3)."""
     is_wide, ratio = size[1] >= size[0], size[1] / size[0]
@@ -102,6 +110,28 @@ def find_tile_grid(size: Size, tile: Size, least: int, most: int) -> tuple[int, 
     return best
 
 
+def read_limits(path: Path, rule: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of a rule in the settings of a processor.
+
+    Args:
+        path: of their file.
+
+    Raises:
+        UserError: if they are not supported.
+    """
+    size = dict(settings["size"])
+    if rule == "area":  # older files have these keys, which come first, beside the size
+        older = {"shortest_edge": settings.get("min_pixels"), "longest_edge": settings.get("max_pixels")}
+        return {**size, **{key: value for key, value in older.items() if value is not None}}
+    if rule == "volume":
+        return {**size, "frames": settings["temporal_patch_size"]}
+    if rule == "padded":
+        if size.get("height") is None or size["height"] != size.get("width"):
+            raise UserError(f"{path}: size: {size} is not supported; use the same height and width")
+        return {"height": size["height"], "least": settings["min_size"]}
+    return size
+
+
 def check_growth(size: Size, new: Size) -> None:
     """Check that an image is not made larger than the largest one that is decoded, as a narrow one would be.
 
@@ -125,4 +155,5 @@ SIZE_RULES: dict[str, Callable[[Size, Mapping[str, int], int], Size]] = {
     "volume": fit_frames,
     "long_side": fit_long_side,
     "within": fit_within,
+    "padded": fit_padded,
 }

@@ -111,7 +111,7 @@ class PicturePlan:
             and the last image is resized from the original.
         rows, columns: of tiles; 0 without.
         pictures: the size of each, tiles row by row and the whole at last, or at first with a canvas.
-        canvas: in the middle of which it is before it is cut into tiles; None for none.
+        canvas: in the middle of which it is, before it is cut into tiles if it has them; None for none.
         corner: the canvas at whose top left it is before it is cut into tiles; None for none.
         square: the side of the square that the original is in the middle of before it is resized; None for none.
         margins: the rows at the top and at the bottom, and columns at each side, of places that are beside it there.
@@ -167,7 +167,8 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int, *, alone: boo
             whole = rows * resized[0], columns * resized[1]
             return PicturePlan(whole, None, rows, columns, (resized,) * (rows * columns + 1))
     if settings.tile is None:
-        return PicturePlan(resized, None, 0, 0, (settings.crop or resized,), square=square)
+        canvas = (max(resized), max(resized)) if settings.rule == "padded" else None
+        return PicturePlan(resized, None, 0, 0, (canvas or settings.crop or resized,), canvas, square=square)
     tile = settings.tile
     whole = fit_tiles(resized, tile)
     rows, columns = whole[0] // tile, whole[1] // tile
@@ -205,11 +206,13 @@ def resize_picture(pixels_CHW: Tensor, settings: PictureSettings, unit: int, *, 
         alone: as of `plan_picture`.
     """
     plan = plan_picture(get_size(pixels_CHW), settings, unit, alone=alone)
+    color = [int(share * 255) for share in settings.mean]
     if plan.square is not None:
-        color = [int(share * 255) for share in settings.mean]
         pixels_CHW = place_on_canvas(pixels_CHW, (plan.square, plan.square), color)
     original_CHW = pixels_CHW
     pixels_CHW = interpolate(pixels_CHW, plan.size, settings.interpolation)
+    if plan.canvas is not None and not plan.rows:
+        return [place_on_canvas(pixels_CHW, plan.canvas, color)]
     if plan.canvas is not None:
         whole = interpolate(original_CHW, plan.pictures[0], settings.interpolation)
         return [whole, *cut_tiles(place_on_canvas(pixels_CHW, plan.canvas), plan.pictures[0])]

@@ -243,11 +243,11 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
     Raises:
         UserError: if a file is damaged or is not a template.
     """
-    path = folder / TEMPLATE_FILES[0]
+    opening, path = read_opening(folder), folder / TEMPLATE_FILES[0]
     if path.is_file():
         tool_use = folder / ADDITIONAL_TEMPLATES / "tool_use.jinja"
-        with_tools = read_utf8(tool_use) if tool_use.is_file() else None
-        return ChatTemplate(read_utf8(path), path, with_tools=with_tools, date=date)
+        with_tools = opening + read_utf8(tool_use) if tool_use.is_file() else None
+        return ChatTemplate(opening + read_utf8(path), path, with_tools=with_tools, date=date)
     for path in (folder / name for name in TEMPLATE_FILES[1:]):
         template = read_json_object(path).get("chat_template")
         if template is None:
@@ -258,18 +258,26 @@ def read_template(folder: Path, date: datetime | None = None) -> ChatTemplate | 
         source, with_tools = templates.get("default"), templates.get("tool_use")
         if not isinstance(source, str) or not isinstance(with_tools, str | None):
             raise UserError(f"{path}: chat_template is {type(template).__name__} without a default template")
-        return ChatTemplate(source, path, with_tools=with_tools, date=date)
+        with_tools = None if with_tools is None else opening + with_tools
+        return ChatTemplate(opening + source, path, with_tools=with_tools, date=date)
     path = folder / "config.json"
-    source = load_family_templates().get(str(read_json_object(path).get("model_type")))
+    source = load_family_file("chat_templates.yaml").get(str(read_json_object(path).get("model_type")))
     return None if source is None else ChatTemplate(source, path, date=date)
 
 
+def read_opening(folder: Path) -> str:
+    """The jinja of what the published processor of a folder writes before the text of its template; empty for none."""
+    kind = str(read_json_object(folder / "config.json").get("model_type"))
+    parts = load_family_file("chat_openings.yaml").get(kind, [])
+    settings = read_json_object(folder / "processor_config.json") if parts else {}
+    return "".join(part["text"] for part in parts if part.get("when", {}).items() <= settings.items())
+
+
 @cache
-def load_family_templates() -> dict[str, str]:
-    """Load the templates of architectures that are published without one, by model type."""
-    path = Path(__file__).with_name("chat_templates.yaml")
-    templates: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return templates
+def load_family_file(name: str) -> dict[str, Any]:
+    """Load what is beside the templates of folders, by model type."""
+    entries: dict[str, Any] = yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    return entries
 
 
 def find_turn_ends(

@@ -10,7 +10,7 @@ from typing import Any
 
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
-from litgpt.infer.constraint import ConstraintCompiler
+from litgpt.infer.constraint import ConstraintCompiler, build_text_constraint
 from litgpt.infer.engine import Engine
 from litgpt.infer.prompt_images import Prompt
 from litgpt.infer.prompts import PromptEncoder
@@ -49,6 +49,7 @@ class ServedModel:
     def __init__(self, name: str, folder: Path, engine: Engine, encoder: PromptEncoder, defaults: Defaults) -> None:
         self.name, self.folder, self.engine, self.encoder, self.defaults = name, folder, engine, encoder, defaults
         self._compiler: ConstraintCompiler | None = None
+        self._text_constraint = build_text_constraint(encoder.tokenizer, engine.model.config.padded_vocab_size or 0)
         self._decoding = Lock()  # frames and pixels take much more memory than their file
 
     @property
@@ -170,7 +171,7 @@ class ServedModel:
                 filled = replace(request, prompt=prompt.ids, images=prompt.load_images())
             for choice in range(body.n):
                 seed = None if body.seed is None else (body.seed + choice) % 2**63
-                constraint = constrain() if constrain is not None else None
+                constraint = constrain() if constrain is not None else self._text_constraint
                 requests.append(replace(filled, seed=seed, constraint=constraint))
         return requests
 

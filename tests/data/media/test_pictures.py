@@ -56,6 +56,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "Idefics3ImageProcessor": {"size": {"longest_edge": 160}, "max_image_size": {"longest_edge": 64}},
     "SmolVLMImageProcessor": {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 96}},
     "Llama4ImageProcessor": {"size": {"height": 56, "width": 56}, "max_patches": 7},
+    "JanusImageProcessor": {"size": {"height": 56, "width": 56}},
 }
 PATCHES = {"width": 8, "layers": 1, "heads": 2, "mlp_size": 8, "blocks_run": 1, "patch": 14, "merge": 2, "temporal": 2}
 SHAPE = TowerShape.from_values({**PATCHES, "image_token": 1})

@@ -124,6 +124,38 @@ def test_an_architecture_that_is_published_without_one(tmp_path: Path) -> None:
     assert write(asked) == "its own"
 
 
+def test_turns_of_chameleon(tmp_path: Path) -> None:
+    train_tokenizer([], "bytes", 258, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "chameleon"}))
+    template, special = read_template(tmp_path), {**Tokenizer(tmp_path).special_tokens(), "sep_token": "<sep>"}
+    assert template is not None
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    assert template.render(chat[:1], special) == f"{BOS}Why?<sep>"
+    assert template.render([*chat, *chat], special) == f"{BOS}Why?<sep>So.{EOS}Why?<sep>So.{EOS}"
+    with pytest.raises(UserError, match="Chameleon has only user and assistant messages"):
+        template.render([{"role": "system", "content": "Be brief."}, *chat], special)
+
+
+def test_what_a_published_processor_writes_before_a_chat(tmp_path: Path) -> None:
+    train_tokenizer([], "bytes", 258, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "janus"}))
+    (tmp_path / "chat_template.jinja").write_text("{% for message in messages %}\n{{ message['content'] }}{% endfor %}")
+    special, chat = Tokenizer(tmp_path).special_tokens(), [{"role": "user", "content": "Why?"}]
+
+    def write(**variables: str) -> str:
+        template = read_template(tmp_path)
+        assert template is not None
+        return template.render(chat, special, variables=variables)
+
+    assert write() == f"{BOS}Why?"
+    (tmp_path / "processor_config.json").write_text(json.dumps({"use_default_system_prompt": True}))
+    start, _, end = write().partition("a helpful language and vision assistant")
+    assert (start, end[:14], end[-7:]) == (f"{BOS}You are ", ". You are able", ".\n\nWhy?")
+    assert write(generation_mode="image") == f"{BOS}Why?"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert write() == "Why?"
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
