@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from litgpt.data.media.codes import find_codec_folder
 from litgpt.data.media.picture_settings import PROCESSOR_FILES
 from litgpt.data.media.videos import has_video_settings
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.files import read_json_object, write_json
+from litgpt.infer.code_parity import compare_codes
 from litgpt.infer.media_parity import ComparedMedia, compare_images, compare_media_logits, compare_videos
 from litgpt.infer.sound_parity import compare_sounds
 from litgpt.model.config import Config
@@ -63,7 +65,8 @@ def run(recipe: Verify) -> None:
     shape = None if config.vision is None else TowerShape.from_values(config.vision)
     sees = [] if shape is None else [check_images, *([check_videos] if shape.video_processor else [])]
     hears = [] if config.audio is None else [check_sounds]
-    for check in (*CHECKS, *sees, *hears):
+    draws = [check_codes] if has_own_codec(folder) else []
+    for check in (*CHECKS, *sees, *hears, *draws):
         checks.append(run_check(check, recipe, config))
         word = {True: "passed", False: "FAILED", None: "skipped"}[checks[-1].passed]
         print(f"{checks[-1].name}: {word}: {checks[-1].summary}", flush=True)
@@ -298,6 +301,22 @@ def check_images(recipe: Verify, config: Config) -> Check:
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         return Check("images", None, f"no {' or '.join(PROCESSOR_FILES)} in the folder", {})
     return check_compared(recipe, config, compare_images(folder, config, recipe.seed))
+
+
+def has_own_codec(folder: Path) -> bool:
+    """Whether the images of the model in a folder are codes of a part of it."""
+    return (folder / "tokenizer.json").is_file() and find_codec_folder(Tokenizer(folder)) == folder
+
+
+def check_codes(recipe: Verify, config: Config) -> Check:
+    """Check the codes of drawn images by the folder's processor; rounding may change one of two that are as near."""
+    folder = recipe.checkpoint_dir
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return Check("codes", None, f"no {' or '.join(PROCESSOR_FILES)} in the folder", {})
+    actual, expected = compare_codes(folder, load_reference_model(folder, config), recipe.seed)
+    differing = int((actual != expected).sum())
+    summary = f"{differing} of the {actual.numel():,} codes of {len(actual)} images differ, 1 in 1,000 allowed"
+    return Check("codes", differing <= actual.numel() / 1000, summary, {"differing": differing})
 
 
 def check_videos(recipe: Verify, config: Config) -> Check:

@@ -17,6 +17,7 @@ from torch import Tensor
 from litgpt import LLM
 from litgpt.cli import main
 from litgpt.data import Conversations
+from litgpt.data.media import codes
 from litgpt.data.media.codes import CodeReader, open_code_reader
 from litgpt.data.media.errors import MediumError
 from litgpt.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
@@ -205,7 +206,9 @@ def test_a_vocabulary_without_all_codes_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
-def test_images_of_chameleon_are_resized_as_by_its_processor(tmp_path: Path) -> None:
+def test_images_of_chameleon_are_resized_as_by_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     folder = tmp_path / "chameleon"
@@ -226,6 +229,11 @@ def test_images_of_chameleon_are_resized_as_by_its_processor(tmp_path: Path) -> 
         assert color == pytest.approx((1 / (255 * 0.0078),) * 3)
     with pytest.raises(MediumError, match="image that is too narrow"):
         reader.resize(torch.zeros(3, 1, 100_000, dtype=torch.uint8))
+    assert main(["verify", str(folder), "--length", "24"]) == 0
+    assert "codes: passed: 0 of the 128 codes of 2 images differ" in capsys.readouterr().out
+    monkeypatch.setitem(codes.INTERPOLATION_OF_FITS, "short_side", "bilinear")
+    assert main(["verify", str(folder), "--length", "24"]) == 1
+    assert "codes: FAILED" in capsys.readouterr().out
 
 
 def test_rows_of_chameleon(tmp_path: Path) -> None:
