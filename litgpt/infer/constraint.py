@@ -77,7 +77,7 @@ def build_text_constraint(tokenizer: Tokenizer, rows: int) -> TextConstraint | N
     Args:
         rows: V, the number of tokens of the model.
     """
-    excluded = list_unwritten_ids(tokenizer)
+    excluded = [token for token in list_unwritten_ids(tokenizer) if token < rows]
     return TextConstraint(excluded, rows) if excluded else None
 
 

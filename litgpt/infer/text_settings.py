@@ -104,7 +104,8 @@ def prepare_constraint(
         UserError: if both are given, or the tokenizer has no stop tokens; from the function: if one is wrong.
     """
     if json_schema is None and regex is None:
-        return lambda: build_text_constraint(encoder.tokenizer, rows)
+        constraint = build_text_constraint(encoder.tokenizer, rows)  # which all texts may share
+        return lambda: constraint
     if json_schema is not None and regex is not None:
         raise UserError("regex: a text follows either json_schema or regex; leave one of them out")
     compiler = ConstraintCompiler(encoder.tokenizer, rows, stop_tokens)
