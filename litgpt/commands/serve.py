@@ -15,6 +15,7 @@ try:
     from litgpt.infer.server.engine_thread import EngineThread
     from litgpt.infer.server.listener import open_socket, run_app
     from litgpt.infer.server.model import Defaults, ServedModel
+    from litgpt.infer.server.url_files import FetchLimits
 except ImportError as error:
     raise UserError(f"serve: {error.name} is not installed: pip install 'litgpt[serve]'") from None
 
@@ -46,8 +47,14 @@ def build_server(recipe: Serve) -> Server:
         timeout=recipe.timeout,
         predict_path=None if recipe.openai_spec else recipe.api_path,
         stream=recipe.stream,
+        fetch_limits=build_fetch_limits(recipe) if recipe.fetch_urls else None,
     )
     return Server(models, EngineThread([model.engine for model in models], recipe.max_waiting), settings)
+
+
+def build_fetch_limits(recipe: Serve) -> FetchLimits:
+    """The limits of files at URLs."""
+    return FetchLimits(recipe.max_fetch_mb, recipe.fetch_seconds, recipe.max_fetches, recipe.max_waiting)
 
 
 def load_adapted(name: str, folder: Path, base: LLM, recipe: Serve) -> LLM:

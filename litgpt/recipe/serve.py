@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 
 from litgpt.errors import UserError
 from litgpt.recipe.bounds import Count, Fraction, Position, check_numbers
+from litgpt.recipe.effect import check_effects
 from litgpt.recipe.generate import InferencePrecision, InferenceQuantFormat, Temperature
 
 Port = Annotated[int, Ge(0), Le(65535)]
@@ -83,6 +84,15 @@ class Serve:
     split_sounds: bool = False
     """Split a sound that is longer than the model hears into equal pieces, each a sound of its own; else it is an
     error."""
+    fetch_urls: bool = False
+    """Fetch images, videos and sounds at http and https URLs in messages; only from public addresses, and not through
+    a proxy."""
+    max_fetch_mb: Annotated[float, Ge(0.001), Le(1e5)] = 20.0
+    """Most MB of all files at URLs of a request together, which are in memory."""
+    fetch_seconds: Annotated[float, Ge(0.01), Le(86400)] = 30.0
+    """Most time for all files at URLs of a request, with their redirects and three attempts each."""
+    max_fetches: Annotated[int, Ge(1), Le(256)] = 8
+    """Maximum number of requests whose files at URLs are fetched or read at a time; others wait."""
     grace_seconds: Position = 30
     """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""
 
@@ -94,6 +104,12 @@ class Serve:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_api_key(self.api_key)
+        names, other, cure = (
+            ("max_fetch_mb", "fetch_seconds", "max_fetches"),
+            "fetch_urls: false",
+            "set fetch_urls: true",
+        )
+        check_effects(self, "", *names, have_effect=self.fetch_urls, other=other, cure=cure)
         if self.model_name in self.adapters:
             raise UserError(f"adapters: {self.model_name} is the name of the model itself; set served_model_name")
         if self.adapters and self.quantize is not None:

@@ -51,6 +51,8 @@ KINDS_OF_BLOCKS = {block: name for name, kind in MEDIA_KINDS.items() for block i
 MARK = MEDIA_KINDS["image"].mark
 MARKS = re.compile(f"[{''.join(KINDS_OF_MARKS)}]")
 """Finds the marks in a content."""
+WEB_URL = re.compile("https?://", re.IGNORECASE)
+"""Matches the beginning of URLs that may be fetched."""
 LONGEST_NAME = 256
 """Characters of a text from which on it is no path if it is base64: names of files have fewer, and have a dot."""
 
@@ -104,7 +106,7 @@ def parse_medium(value: Any, kind: str) -> Medium:
     text = check_text(value, kind)
     if text.startswith("data:"):
         return Medium(data=clean_base64(text.partition("base64,")[2], kind), kind=kind)
-    if re.match(r"https?://", text, re.IGNORECASE):
+    if WEB_URL.match(text):
         return Medium(url=text, kind=kind)
     if re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
         refuse_url(Medium(url=text, kind=kind))

@@ -2,22 +2,14 @@
 
 import hashlib
 import re
-import socket
-import ssl
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from http.client import HTTPException
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urljoin
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
@@ -25,26 +17,12 @@ from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium, refuse_url
 from litgpt.data.read.message import Message
+from litgpt.data.read.public_urls import Deadline, receive_file
 from litgpt.data.read.row_media import resolve_media
 from litgpt.errors import UserError
 from litgpt.files import sync_file, write_text
 from litgpt.recipe.bounds import check_numbers
 from litgpt.recipe.effect import check_effects
-from litgpt.version import __version__
-
-if TYPE_CHECKING:
-    from urllib3 import HTTPResponse
-
-PORTS = {"http": 80, "https": 443}
-REDIRECT_STATUSES, MAX_REDIRECTS = (301, 302, 303, 307, 308), 5
-BUSY_STATUSES = (429, 500, 502, 503, 504)
-WAITS = (0.5, 2.0)  # seconds before another attempt
-SILENCE_SECONDS = 10.0  # after which an attempt is given up
-FETCH_BYTES = 1 << 16
-GLOBAL_UNICAST, TRANSLATED = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96")
-"""The IPv6 addresses of hosts (RFC 4291), and those that are IPv4 addresses (RFC 6052)."""
-UNREACHABLE, TOO_SLOW, TOO_LARGE = "URL that cannot be reached", "URL that takes too long", "URL of too large a file"
-NOT_PUBLIC, NOT_A_URL, TOO_MANY = "URL of no public address", "not a URL", "URL with too many redirects"
 
 
 @dataclass(frozen=True)
@@ -100,10 +78,6 @@ def build_resolver(
     return resolve
 
 
-class UnansweredError(Exception):
-    """An attempt to fetch a file that another one may do better than."""
-
-
 class UrlFetcher:
     """Fetches files, of which it keeps one for each content; several threads may call it.
 
@@ -148,8 +122,10 @@ class UrlFetcher:
         target = self.folder / f"{uuid.uuid4().hex}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with Deadline(self.limits.seconds) as deadline:
-                name = self._try_download(url, target, deadline)
+            max_mb = self.limits.max_mb
+            limit = f"data.media_urls.max_mb: {max_mb:g}"
+            with Deadline(self.limits.seconds) as deadline, target.open("wb") as file:
+                name = receive_file(url, file, deadline, max_bytes=int(max_mb * 1e6), limit=limit)
             sync_file(target)
             write_text(self._index(url), name)
             return target.replace(self.folder / name)
@@ -159,181 +135,3 @@ class UrlFetcher:
             ) from None
         finally:
             target.unlink(missing_ok=True)
-
-    def _try_download(self, url: str, target: Path, deadline: "Deadline") -> str:
-        for wait in (*WAITS, None):
-            try:
-                return self._receive(url, target, deadline)
-            except UnansweredError as error:
-                if deadline.is_over:
-                    raise BadRow(TOO_SLOW, f"{url[:80]}: not all of it after {self.limits.seconds:g} s") from None
-                if wait is None or deadline.left < wait:
-                    raise BadRow(UNREACHABLE, f"{url[:80]}: {' '.join(str(error).split())[:100]}") from None
-                time.sleep(wait)
-        raise AssertionError("the last attempt ends the loop")
-
-    def _receive(self, url: str, target: Path, deadline: "Deadline") -> str:
-        """Write the file of a URL; returns its SHA-256 in hexadecimal."""
-        for _ in range(MAX_REDIRECTS + 1):
-            with open_response(url, deadline) as response:
-                location = response.headers.get("Location")
-                if response.status in REDIRECT_STATUSES and location:
-                    url = urljoin(url, location)
-                elif response.status in BUSY_STATUSES:
-                    raise UnansweredError(f"status {response.status}")
-                elif response.status != 200:
-                    raise BadRow(f"URL with status {response.status}", url[:80])
-                else:
-                    return self._store(url, response, target)
-        raise BadRow(TOO_MANY, f"{url[:80]}: more than {MAX_REDIRECTS}")
-
-    def _store(self, url: str, response: "HTTPResponse", target: Path) -> str:
-        limit, size, digest = int(self.limits.max_mb * 1e6), 0, hashlib.sha256()
-        too_large = BadRow(TOO_LARGE, f"{url[:80]}: more than data.media_urls.max_mb: {self.limits.max_mb:g}")
-        if int(response.headers.get("Content-Length", 0)) > limit:
-            raise too_large
-        with target.open("wb") as file:
-            for block in response.stream(FETCH_BYTES, decode_content=False):
-                size += len(block)
-                if size > limit:
-                    raise too_large
-                digest.update(block)
-                file.write(block)
-        return digest.hexdigest()
-
-
-class Deadline:
-    """Ends connections when their time is over, also those whose other side sends a byte now and then."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._end_connections)
-        self._timer.daemon = True
-
-    def __enter__(self) -> "Deadline":
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        self._timer.join()
-        for each in self._sockets:
-            each.close()
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left."""
-        return self._end - time.monotonic()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether none are left."""
-        return self.left <= 0
-
-    def guard(self, connection: socket.socket) -> None:
-        """End this connection at the end; raises a TimeoutError if that was before."""
-        self._sockets.append(connection.dup())  # of its own, since TLS takes the connection over
-        if self.is_over:
-            raise TimeoutError("no time left")
-
-    def _end_connections(self) -> None:
-        for each in list(self._sockets):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # the other side has ended it
-
-
-@contextmanager
-def open_response(url: str, deadline: Deadline) -> Iterator["HTTPResponse"]:
-    """Send a request for a URL, and close the connection after the block.
-
-    Raises:
-        BadRow: if it is not an http or https URL, or not of a public address.
-        UnansweredError: here and in the block, if the other side does not answer as it should, or not in time.
-    """
-    from urllib3.connection import HTTPConnection
-    from urllib3.exceptions import HTTPError
-    from urllib3.util import parse_url
-
-    try:
-        parsed = parse_url(url)
-    except (HTTPError, ValueError):
-        raise BadRow(NOT_A_URL, url[:80]) from None
-    host, scheme = (parsed.host or "").strip("[]"), parsed.scheme or ""
-    if scheme not in PORTS or not host:
-        raise BadRow(NOT_A_URL, f"{url[:80]}; use one of http or https")
-    connection = HTTPConnection(host, parsed.port or PORTS[scheme], timeout=SILENCE_SECONDS)
-    headers = {"Host": parsed.netloc or host, "User-Agent": f"litgpt/{__version__}", "Accept-Encoding": "identity"}
-    try:
-        opened = connect_publicly(url, host, connection.port, deadline)
-        connection.sock = opened if scheme == "http" else load_trust().wrap_socket(opened, server_hostname=host)
-        connection.request("GET", parsed.request_uri, headers=headers, preload_content=False, decode_content=False)
-        response = connection.getresponse()
-    except (HTTPError, HTTPException, OSError, ValueError) as error:
-        connection.close()
-        raise UnansweredError(str(error) or type(error).__name__) from None
-    except BaseException:
-        connection.close()
-        raise
-    try:
-        yield response
-    except (HTTPError, HTTPException, ValueError) as error:
-        raise UnansweredError(str(error) or type(error).__name__) from None
-    finally:
-        connection.close()
-    if deadline.is_over:  # a connection that was ended looks like one that has ended
-        raise UnansweredError("no time left")
-
-
-def connect_publicly(url: str, host: str, port: int, deadline: Deadline) -> socket.socket:
-    """Connect to one of the addresses that a name has now, all of which must be public.
-
-    Raises:
-        BadRow: if one is not.
-        OSError: if there are none, or none answers.
-    """
-    addresses = list_addresses(host, port)
-    for address in addresses:
-        if not is_public(address):
-            raise BadRow(NOT_PUBLIC, f"{url[:80]}: {address}")
-    fault = OSError("no address")
-    for address in addresses:
-        try:
-            opened = socket.create_connection((address, port), max(0.001, min(SILENCE_SECONDS, deadline.left)))
-        except OSError as error:
-            fault = error
-            continue
-        deadline.guard(opened)
-        return opened
-    raise fault
-
-
-def list_addresses(host: str, port: int) -> list[str]:
-    """The addresses of a name; raises an OSError if it has none."""
-    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
-
-
-def is_public(address: str) -> bool:
-    """Whether an address is one of a host in the internet: not of this machine, a local network or a group of hosts.
-
-    An IPv4 address that an IPv6 address has in it is what counts.
-    """
-    parsed: IPv4Address | IPv6Address = ip_address(address)
-    if isinstance(parsed, IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
-        inner = inner or (IPv4Address(int(parsed) & 0xFFFFFFFF) if parsed in TRANSLATED else None)
-        if inner is None and parsed not in GLOBAL_UNICAST:
-            return False
-        parsed = inner or parsed
-    return parsed.is_global and not parsed.is_multicast
-
-
-@cache
-def load_trust() -> ssl.SSLContext:
-    """The certificates of this machine."""
-    return ssl.create_default_context()

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from litgpt.errors import UserError
 from litgpt.infer.requests import GeneratedToken
 from litgpt.infer.server import chat_page
+from litgpt.infer.server.contents import find_urls
 from litgpt.infer.server.engine_thread import EngineThread, QueueFull
 from litgpt.infer.server.errors import ApiError, add_error_handlers, describe_user_error, write_error
 from litgpt.infer.server.metrics import Metrics
@@ -22,6 +23,7 @@ from litgpt.infer.server.model import Job, ServedModel, list_prompts
 from litgpt.infer.server.request_checks import check_key, check_size
 from litgpt.infer.server.responses import ResponseWriter
 from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, Prediction
+from litgpt.infer.server.url_files import FetchLimits, UrlFiles
 
 Result = TypeVar("Result")
 OPEN_PATHS = ("/health", *chat_page.FILES)  # GET needs no API key
@@ -38,6 +40,7 @@ class ServerSettings:
         timeout: seconds that a request waits for its first token.
         predict_path: LitGPT's own route; None for none.
         stream: whether that route answers in pieces.
+        fetch_limits: of the files at URLs in messages; None to fetch none.
     """
 
     api_key: str | None
@@ -45,6 +48,7 @@ class ServerSettings:
     timeout: float
     predict_path: str | None
     stream: bool
+    fetch_limits: FetchLimits | None = None
 
 
 class Server:
@@ -58,6 +62,7 @@ class Server:
         self.models = {model.name: model for model in models}
         self.model, self.thread, self.settings = models[0], thread, settings
         self.metrics, self.started = Metrics(thread), int(time.time())
+        self.url_files = None if settings.fetch_limits is None else UrlFiles(settings.fetch_limits)
 
     async def health(self) -> Response:
         """Whether the engine runs."""
@@ -113,8 +118,16 @@ class Server:
         """Write the next message of a chat."""
         model = self._find_model(body.model)
         self._check_count(body.n)
-        job = await asyncio.to_thread(model.start_chat, body)
+        job = await run_until_disconnect(self._start_chat(model, body), request)
         return await self._answer(body, model, job, request, is_chat=True, has_logprobs=body.logprobs)
+
+    async def _start_chat(self, model: ServedModel, body: ChatCompletion) -> Job:
+        """The requests of a chat, whose files are fetched if the server does that."""
+        if self.url_files is None:
+            return await asyncio.to_thread(model.start_chat, body)
+        urls = find_urls((message.content for message in body.messages), model.defaults.media)
+        async with self.url_files.fetch(urls) as files:
+            return await asyncio.to_thread(model.start_chat, body, files)
 
     def _check_count(self, count: int) -> None:
         """Check that the texts of a request can wait at all, before its prompts are encoded."""

@@ -1,9 +1,9 @@
-"""The contents of the messages of a request: texts, and images, videos and sounds as data URLs or base64."""
+"""The contents of the messages of a request: texts, and images, videos and sounds as URLs or base64."""
 
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from litgpt.data.media.containers import read_video_header
 from litgpt.data.media.errors import MissingExtraError
 from litgpt.data.media.pictures import read_picture_size
 from litgpt.data.media.sounds import read_sound_formats
+from litgpt.data.read.media import WEB_URL
 from litgpt.errors import UserError
 from litgpt.files import find_surrogate
 from litgpt.infer.server.errors import ApiError
@@ -35,7 +36,7 @@ class MediaPart:
 
     Attributes:
         kind: of its medium.
-        keys: of its object, all of texts; the first is that of a data URL, `url`, or of base64, `data`.
+        keys: of its object, all of texts; the first is that of a URL, `url`, or of base64, `data`.
         example: of the text at the first key.
     """
 
@@ -69,20 +70,37 @@ class RequestMedium:
     format: str | None
 
 
-def parse_contents(messages: Sequence[dict[str, Any]]) -> list[RequestMedium]:
+def find_urls(contents: Iterable[Any], limits: MediaLimits) -> list[str]:
+    """The http and https URLs of contents, each once.
+
+    Raises:
+        ApiError: if there are more media of a kind than a request may have.
+    """
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    media = [(name, part) for part in parts if (name := str(part.get("type"))) in MEDIA_PARTS]
+    check_counts([MEDIA_PARTS[name].kind for name, _ in media], limits)
+    given = [part.get(name) for name, part in media if MEDIA_PARTS[name].keys[0] == "url"]
+    urls = [each.get("url") for each in given if isinstance(each, dict)]
+    return list(dict.fromkeys(url for url in urls if isinstance(url, str) and WEB_URL.match(url)))
+
+
+def parse_contents(messages: Sequence[dict[str, Any]], files: Mapping[str, bytes]) -> list[RequestMedium]:
     """Replace the contents of messages by texts, or by lists of texts and media where there are media.
+
+    Args:
+        files: the bytes of those at URLs that were fetched.
 
     Returns:
         The media, in order, for `check_request_media`.
 
     Raises:
-        ApiError: for a part of another kind, or a medium that is not a data URL or base64.
+        ApiError: for a part of another kind, or a medium that is not a data URL, base64 or fetched.
     """
     listed: list[RequestMedium] = []
     for message in messages:
         content = message.get("content")
         content = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-        parts = [parse_part(part) for part in content]
+        parts = [parse_part(part, files) for part in content]
         media = [part for part in parts if isinstance(part, RequestMedium)]
         blocks = [part if isinstance(part, str) else {"type": part.kind, "bytes": part.data} for part in parts]
         message["content"] = blocks if media else "".join(map(str, blocks))
@@ -95,7 +113,7 @@ def refuse(message: str) -> ApiError:
     return ApiError(400, f"messages: {message}", param="messages")
 
 
-def parse_part(part: dict[str, Any]) -> str | RequestMedium:
+def parse_part(part: dict[str, Any], files: Mapping[str, bytes]) -> str | RequestMedium:
     """A text, or a medium with its bytes."""
     name = str(part.get("type"))
     if name == "text" and isinstance(part.get("text"), str):
@@ -113,14 +131,17 @@ def parse_part(part: dict[str, Any]) -> str | RequestMedium:
             raise refuse(f"{name}.{key[:40]}: {repr(given[key])[:40]} is not supported; leave it out")
     where = f"{name}.{form.keys[0]}"
     text = given[form.keys[0]]
-    data = decode_url(text, where, form) if form.keys[0] == "url" else decode_base64(text, where)
+    data = decode_url(text, where, form, files) if form.keys[0] == "url" else decode_base64(text, where)
     return RequestMedium(form.kind, data, where, given.get("format"))
 
 
-def decode_url(url: str, where: str, form: MediaPart) -> bytes:
-    """The bytes of a data URL."""
+def decode_url(url: str, where: str, form: MediaPart, files: Mapping[str, bytes]) -> bytes:
+    """The bytes of a data URL, or of one that was fetched."""
+    if url in files:
+        return files[url]
     if not url.startswith("data:"):
-        raise refuse(f"{where}: {url[:40]!r} is not fetched; send the {form.kind} itself: {form.example}")
+        cure = f"{form.example}, or start the server with fetch_urls: true" if WEB_URL.match(url) else form.example
+        raise refuse(f"{where}: {url[:40]!r} is not fetched; send the {form.kind} itself: {cure}")
     head, _, text = url.partition(",")
     if not head.endswith(";base64"):
         raise refuse(f"{where}: is not base64; send {form.example}")
@@ -148,9 +169,7 @@ def check_request_media(media: Sequence[RequestMedium], limits: MediaLimits) -> 
     Raises:
         ApiError: if one cannot be read, is too large, or is one too many.
     """
-    for kind, count in Counter(medium.kind for medium in media).items():
-        if count > limits.counts[kind]:
-            raise refuse(f"{count} {kind}s are more than max_{kind}s: {limits.counts[kind]}; send fewer")
+    check_counts([medium.kind for medium in media], limits)
     for medium in media:
         try:
             HEADER_CHECKS[medium.kind](medium, limits)
@@ -158,6 +177,13 @@ def check_request_media(media: Sequence[RequestMedium], limits: MediaLimits) -> 
             raise ApiError(501, str(error), kind="server_error") from None
         except UserError as error:
             raise refuse(f"{medium.where}: {error}") from None
+
+
+def check_counts(kinds: Iterable[str], limits: MediaLimits) -> None:
+    """Check the number of the media of a request, given their kinds."""
+    for kind, count in Counter(kinds).items():
+        if count > limits.counts[kind]:
+            raise refuse(f"{count} {kind}s are more than max_{kind}s: {limits.counts[kind]}; send fewer")
 
 
 def check_image(medium: RequestMedium, limits: MediaLimits) -> None:

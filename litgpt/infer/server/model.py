@@ -1,11 +1,12 @@
 """The model that a server serves: requests from bodies, and answers from tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 from litgpt.data.tokenizer import Tokenizer
@@ -22,6 +23,8 @@ from litgpt.infer.server.schemas import Body, ChatCompletion, Completion, NamedT
 from litgpt.infer.server.texts import AnswerText, CallReader
 from litgpt.infer.server.tool_calls import build_call_schema, find_call_format, parse_arguments
 from litgpt.model.gpt import GPT
+
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,17 @@ class ServedModel:
         context = () if self.encoder.has_format(None) else encoded.ids
         return Job(requests, [AnswerText(self.tokenizer, context, stops)])
 
-    def start_chat(self, body: ChatCompletion) -> Job:
-        """The requests for one answer, or several, in a chat."""
+    def start_chat(self, body: ChatCompletion, files: Mapping[str, bytes] = NO_FILES) -> Job:
+        """The requests for one answer, or several, in a chat.
+
+        Args:
+            files: of its media at URLs, if they were fetched.
+        """
         messages = [message.model_dump(exclude_none=True) for message in body.messages]
         for message in messages:
             if message["role"] == "developer":
                 message["role"] = "system"
-        media, reader = parse_contents(messages), self._prepare_tools(body)
+        media, reader = parse_contents(messages, files), self._prepare_tools(body)
         with self._decoding if media else nullcontext():
             check_request_media(media, self.defaults.media)
             prompt = self._encode_chat(messages, reader)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litgpt.data import Conversations
-from litgpt.data.read import media_urls
+from litgpt.data.read import public_urls
 from litgpt.data.read.media_urls import MediaUrls
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -192,8 +192,8 @@ def test_images_at_urls(models: dict[str, Path], tmp_path: Path, monkeypatch: py
         rows = [json.loads(re.sub(r'"(\w+\.png)"', rf'"{server.url}/\1"', line)) for line in lines]
         bad = ["missing", "missing", "header", "private", "large", "half"]
         write_rows(tmp_path / "web", [*(ask(f"{server.url}/{path}") for path in bad), *rows])
-        monkeypatch.setattr(media_urls, "is_public", lambda address: address == "127.0.0.1")
-        monkeypatch.setattr(media_urls, "WAITS", ())
+        monkeypatch.setattr(public_urls, "is_public", lambda address: address == "127.0.0.1")
+        monkeypatch.setattr(public_urls, "WAITS", ())
         urls = MediaUrls(True, seconds=1, connections=3)
         data = open_data(models["llava"], tmp_path / "web", media_urls=urls, on_error="drop")
         asked = len(server.asked)

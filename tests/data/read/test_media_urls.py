@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.read import media_urls
+from litgpt.data.read import public_urls
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium
-from litgpt.data.read.media_urls import MediaUrls, UrlFetcher, is_public, open_fetcher
+from litgpt.data.read.media_urls import MediaUrls, UrlFetcher, open_fetcher
+from litgpt.data.read.public_urls import is_public
 from litgpt.errors import UserError
 from tests.data.url_server import CONTENT, Server, run_server
 
@@ -26,8 +27,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server counts as a public one, and other addresses of this machine do not."""
-    monkeypatch.setattr(media_urls, "is_public", lambda address: address == "127.0.0.1")
-    monkeypatch.setattr(media_urls, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(public_urls, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(public_urls, "WAITS", (0.01, 0.01))
 
 
 def fetch(server: Server, folder: Path, path: str, **limits: Any) -> Path:
