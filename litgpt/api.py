@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from litgpt import adapt
 from litgpt.adapt.layers import iter_adapted_layers
 from litgpt.adapt.quantization import quantize_for_inference
-from litgpt.data.media.long_sounds import open_splitter
+from litgpt.data.media.media_steps import open_media_steps
 from litgpt.data.render.chat_template import ChatTemplate, read_template
 from litgpt.data.render.prompt_format import build_style_files
 from litgpt.data.render.prompt_styles import PromptStyle, parse_style
@@ -79,6 +79,8 @@ class LLM(nn.Module):
         kept_engine: makes and keeps the engine of `generate`; may be assigned.
         split_sounds: whether a sound that is longer than the model hears is split into equal pieces, each a sound of
             its own; otherwise it is an error. May be assigned.
+        video_sounds: whether the sound tracks of videos are read with their frames. May be assigned.
+        max_video_pixels: the pixels of all decoded frames of a video; None for any number. May be assigned.
     """
 
     def __init__(
@@ -92,7 +94,8 @@ class LLM(nn.Module):
         self.checkpoint_dir = checkpoint_dir
         self.prompt_style: PromptStyle | None = find_prompt_style(tokenizer.folder, chat)
         self.kept_engine = KeptEngine()
-        self.split_sounds = False
+        self.split_sounds = self.video_sounds = False
+        self.max_video_pixels: int | None = None
         self._is_mixed = False
         tokenizer.check_rows(self.config.padded_vocab_size or 0)
         print_message(*tokenizer.warnings)
@@ -298,11 +301,14 @@ class LLM(nn.Module):
         """The formats of prompts.
 
         Raises:
-            UserError: if `split_sounds` is set for a model that does not hear.
+            UserError: if `split_sounds` is set for a model that does not hear, or `video_sounds` for one that does not
+                hear videos.
         """
-        placer = partial(open_prompt_placer, self.tokenizer, self.config)
-        split = open_splitter(self.tokenizer.folder, self.config) if self.split_sounds else None
-        return PromptEncoder(self.tokenizer, self.chat, self.prompt_style, placer, split)
+        placer = partial(open_prompt_placer, self.tokenizer, self.config, max_video_pixels=self.max_video_pixels)
+        steps = open_media_steps(
+            self.tokenizer.folder, self.config, split_sounds=self.split_sounds, video_sounds=self.video_sounds
+        )
+        return PromptEncoder(self.tokenizer, self.chat, self.prompt_style, placer, steps)
 
     def generate(
         self,

@@ -36,7 +36,7 @@ def load_llm(
     start = time.perf_counter()
     llm = LLM.load(checkpoint_dir, access_token=access_token, distribute=None, base=base)
     llm.distribute(precision=settings.precision, quantize=settings.quantize)
-    llm.split_sounds = settings.split_sounds
+    llm.split_sounds, llm.video_sounds = settings.split_sounds, settings.video_sounds
     llm.kept_engine = KeptEngine(build=partial(Engine, compile=settings.compile))
     print_message(f"Time to load the model: {time.perf_counter() - start:.2f} seconds.")
     return llm

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+RATE = 16000  # of sounds
 MOVING = 3  # pixels that the square of a video moves by from frame to frame
 
 
@@ -33,6 +34,9 @@ def write_video(
     keys: int = 12,
     seed: int = 0,
     options: dict[str, str] | None = None,
+    sound: np.ndarray | None = None,
+    sound_codec: str = "pcm_s16le",
+    sound_rate: int = RATE,
 ) -> np.ndarray:
     """Write a video; returns its frames as they were drawn, (F, H, W, 3).
 
@@ -42,6 +46,8 @@ def write_video(
         turn: degrees by which it is shown turned.
         keys: distance of key frames.
         options: of the format.
+        sound: the samples of a sound track, (N,) at 16 kHz; None for none.
+        sound_rate: samples a second in the file.
     """
     drawn = draw_frames(frames, size, seed)
     target = str(path) if isinstance(path, Path) else path
@@ -49,9 +55,17 @@ def write_video(
         stream = container.add_stream(codec, rate=rate, options={"g": str(keys)})
         stream.height, stream.width = size
         stream.pix_fmt, stream.gop_size = "yuv420p", keys
+        track = None if sound is None else container.add_stream(sound_codec, rate=sound_rate, layout="mono")
         if turn:
             stream.set_display_rotation(turn)
         for pixels in drawn:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+        if track is not None and sound is not None:
+            frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], format="s16", layout="mono")
+            frame.sample_rate = RATE
+            resampler = av.AudioResampler(track.format, track.layout, track.rate, track.frame_size or None)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(track.encode(part))
+            container.mux(track.encode())
     return drawn

@@ -70,8 +70,9 @@ def check_split(recipe: GenerateSplit, llm: LLM, settings: ParallelArgs) -> None
     where = f"not supported with devices: {devices}"
     for kind, paths in recipe.media.items():
         raise UserError(f"{kind}: {paths[0]} is {where}; use litgpt generate")
-    if recipe.split_sounds:
-        raise UserError(f"split_sounds: true is {where}; set false")
+    for key, is_set in (("split_sounds", recipe.split_sounds), ("video_sounds", recipe.video_sounds)):
+        if is_set:
+            raise UserError(f"{key}: true is {where}; set false")
     if recipe.compile:
         raise UserError(f"compile: true is {where}; set false")
     if settings.pipeline > (layers := config.n_layer):

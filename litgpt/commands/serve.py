@@ -39,7 +39,8 @@ def build_server(recipe: Serve) -> Server:
     models = []
     for name, llm in {recipe.model_name: base, **adapted}.items():
         llm.distribute(accelerator=recipe.accelerator, precision=recipe.precision, quantize=recipe.quantize)
-        llm.split_sounds = recipe.split_sounds
+        llm.split_sounds, llm.video_sounds = recipe.split_sounds, recipe.video_sounds
+        llm.max_video_pixels = recipe.max_video_pixels
         models.append(build_model(name, recipe.adapters.get(name, recipe.checkpoint_dir), llm, recipe))
     settings = ServerSettings(
         api_key=recipe.api_key,

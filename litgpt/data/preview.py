@@ -29,9 +29,12 @@ TRAINED_MARKS = ("⟦", "⟧")
 
 
 def list_runs(example: Example) -> Iterator[tuple[float, list[int], PlacedMedium | None]]:
-    """The tokens of a sample in runs of one loss weight, and of one medium: the weight, the tokens and the medium."""
+    """The tokens of a sample in runs of one loss weight, and of one medium: the weight, the tokens and the medium.
+
+    A sound track is not apart from its video, which is before it.
+    """
     numbers = np.full(len(example.ids), -1)
-    for number, placed in enumerate(example.media):
+    for number, placed in reversed(list(enumerate(example.media))):
         numbers[placed.start : placed.stop] = number
     tokens = zip(example.weights.tolist(), numbers.tolist(), example.ids.tolist(), strict=True)
     for (weight, number), run in itertools.groupby(tokens, key=lambda token: token[:2]):
@@ -64,7 +67,8 @@ def describe_medium(placed: PlacedMedium) -> str:
     sizes = [f"{number} of {height} x {width}" for (height, width), number in counts.items()]
     patches = f"{', '.join(sizes).removeprefix('1 of ')} patches, " if sizes and placed.medium.kind != "audio" else ""
     time = "" if placed.seconds is None else f"{sum(counts.values()) * placed.seconds:.1f} s, "
-    return f"{placed.medium.kind} {Path(placed.medium.name).name}: {time}{patches}{placed.tokens:,} tokens"
+    track = "with its sound, " if placed.medium.has_track else ""
+    return f"{placed.medium.kind} {Path(placed.medium.name).name}: {time}{patches}{track}{placed.tokens:,} tokens"
 
 
 def decode_tokens(ids: list[int], tokenizer: Tokenizer) -> str:

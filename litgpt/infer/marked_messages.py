@@ -6,12 +6,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.data.media.long_sounds import Splitter
 from litgpt.data.media.pictures import open_picture
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import KINDS_OF_BLOCKS, MEDIA_KINDS, Medium
 from litgpt.data.read.message import Message, parse_content
-from litgpt.data.read.row_media import MediaSources, attach_media, resolve_media
+from litgpt.data.read.row_media import MediaSources, MediaStep, attach_media, resolve_media
 from litgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ ChatMessages = Sequence[Mapping[str, Any]]
 
 
 def mark_media(
-    messages: ChatMessages, sources: MediaSources, folder: Path | None = None, split: Splitter | None = None
+    messages: ChatMessages, sources: MediaSources, folder: Path | None = None, steps: Sequence[MediaStep] = ()
 ) -> tuple[list[Mapping[str, Any]], list[Medium]]:
     """The messages with a mark in the place of each medium, and the media in order; as in the rows of training.
 
@@ -29,7 +28,7 @@ def mark_media(
         messages: with blocks of media, or tags for `sources`.
         sources: media without a tag are before the text of the first message that is not the system's.
         folder: that paths are relative to and may not leave; None for any paths.
-        split: puts the pieces of long sounds in their place; None to leave them as they are.
+        steps: change the messages when their media have files, as in `resolve_media`.
 
     Raises:
         UserError: if one has no source that can be used.
@@ -42,8 +41,7 @@ def mark_media(
     try:
         attach_media([parse_media(message) for message in messages[:system]], {})  # no text has a mark of its own
         attached = attach_media([parse_media(message) for message in messages[system:]], sources)
-        attached = resolve_media(attached, folder)
-        attached = attached if split is None else tuple(map(split, attached))
+        attached = resolve_media(attached, folder, steps=steps)
     except BadRow as error:
         raise UserError(f"{name_kinds(kinds)}: {error}") from None
     marked = [

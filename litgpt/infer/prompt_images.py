@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from litgpt.data.media.reader import AnyReader
+from litgpt.data.media.reader import AnyReader, read_media
 from litgpt.data.render.example import PlacedMedium
 from litgpt.data.render.sample_positions import build_sample_positions
 from litgpt.errors import UserError
@@ -94,7 +94,7 @@ def list_prompt_blocks(prompt: Sequence[int], images: PromptImages | None, shape
 
 
 class PlacedFeatures(NamedTuple):
-    """Features (M, D) in place of the embeddings of some tokens, by their numbers."""
+    """Features (M, D) in place of the embeddings of some tokens, by their numbers, which ascend."""
 
     places: list[int]
     features_MD: Tensor
@@ -118,7 +118,10 @@ class ImageFeatures:
                     self._features[number] = model.encode_media(image.media.to(model.embedding.weight.device))
                 places += [place - start for place in image.places[first:last]]
                 features.append(self._features[number][first:last])
-        return PlacedFeatures(places, torch.cat(features)) if features else None
+        if not features:
+            return None
+        order = sorted(range(len(places)), key=places.__getitem__)  # a video and its sound have places by turns
+        return PlacedFeatures([places[number] for number in order], torch.cat(features)[order])
 
 
 @dataclass(frozen=True)
@@ -143,15 +146,17 @@ class Prompt:
         """
         if self.reader is None or not self.media:
             return None
-        tokens, images = self.reader.media_tokens, list[PromptImage]()
+        images = list[PromptImage]()
+        values = read_media(self.reader, [(each.medium, each.grids) for each in self.media])
         for each in self.media:
             reader = self.reader.find_part(each.medium.kind)
             try:
-                patches = reader.read(each.medium, each.grids)
+                patches = next(values)
                 order = reader.read_order(each.medium, each.grids, each.tokens)
             except UserError as error:
                 raise UserError(f"{each.medium.kind}: {error}") from None
-            places = tuple(token for token in range(each.start, each.stop) if self.ids[token] in tokens)
+            run, tokens = range(each.start, each.stop), reader.media_tokens
+            places = tuple(token for token in run if self.ids[token] in tokens)
             media = replace(reader.pack(patches, each.grids), order=order)
             images.append(PromptImage(media, places, compute_image_key(patches, each.grids, order)))
         shape = self.reader.sections_shape

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from litgpt.data.media.long_sounds import Splitter
 from litgpt.data.media.reader import build_media_reader
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARKS, Medium
 from litgpt.data.read.message import Message
-from litgpt.data.read.row_media import MediaSources
+from litgpt.data.read.row_media import MediaSources, MediaStep
 from litgpt.data.render.chat_template import ChatTemplate, find_turn_ends
 from litgpt.data.render.code_places import CodePlacer
 from litgpt.data.render.feature_places import FeaturePlacer
@@ -32,6 +31,8 @@ from litgpt.model.config import Config
 TOWERS_OF_KINDS = {"image": ("vision", "sees"), "video": ("vision", "sees"), "audio": ("audio", "hears")}
 """The tower that reads media of a kind, and what a model with one does."""
 NO_MEDIA: MediaSources = MappingProxyType({})
+MediaWriter = FeaturePlacer | CodePlacer
+"""What writes the places or codes of media."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class PromptEncoder:
         chat: the chat template in its folder, or None.
         style: the prompt style that its folder names, or None; it takes precedence, because the last training used it.
         open_placer: opens what writes the places or codes of images; returns None for a model that reads none.
-        split: puts the pieces of long sounds in their place; None for a long sound to be an error.
+        media_steps: change messages when their media have files, such as long sounds into pieces.
         variables: extra variables of the chat template.
     """
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None
     style: PromptStyle | None
-    open_placer: Callable[[], FeaturePlacer | CodePlacer | None] = lambda: None
-    split: Splitter | None = None
+    open_placer: Callable[[], MediaWriter | None] = lambda: None
+    media_steps: Sequence[MediaStep] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     def has_format(self, chat_template: bool | None) -> bool:
@@ -95,21 +96,22 @@ class PromptEncoder:
             if (position := find_surrogate(text)) is not None:
                 raise UserError(f"{key}: {text[:40]!r} is not UTF-8 at character {position + 1}; give it in UTF-8")
         system = [] if sys_prompt is None else [{"role": "system", "content": sys_prompt}]
-        marked, media = mark_media([*system, {"role": "user", "content": prompt}], sources, folder, self.split)
-        *_, message = self._write_around_media(marked, media)
+        marked, media = mark_media([*system, {"role": "user", "content": prompt}], sources, folder, self.media_steps)
+        placer = self.open_placer() if media else None
+        *_, message = self._write_around_media(marked, media, placer)
         prompt = message["content"]
         if not self.has_format(chat_template):
             if sys_prompt is not None:
                 raise unsupported_system_prompt(sys_prompt, f"{self.tokenizer.folder} without a chat template")
-            return self._tokenize(prompt, media)
+            return self._tokenize(prompt, media, placer)
         if self._has_style(chat_template):
             assert self.style is not None
             text = self.style.apply(prompt, sys_prompt=sys_prompt)
             if sys_prompt and text == self.style.apply(prompt):
                 raise unsupported_system_prompt(sys_prompt, f"the prompt style {type(self.style).__name__}")
-            return self._tokenize(text, media)
+            return self._tokenize(text, media, placer)
         assert self.chat is not None
-        return self._encode_marked([*system, message], media)
+        return self._encode_marked([*system, message], media, placer)
 
     def encode_list(
         self,
@@ -148,14 +150,14 @@ class PromptEncoder:
             UserError: if there is no chat template, or it rejects the chat; or if the model does not read these
                 media, or one cannot be read.
         """
-        marked, media = mark_media(messages, sources, folder, self.split)
-        return self._encode_marked(self._write_around_media(marked, media), media, tools)
+        marked, media = mark_media(messages, sources, folder, self.media_steps)
+        placer = self.open_placer() if media else None
+        return self._encode_marked(self._write_around_media(marked, media, placer), media, placer, tools)
 
     def _write_around_media(
-        self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium]
+        self, messages: Sequence[Mapping[str, Any]], media: Sequence[Medium], placer: MediaWriter | None
     ) -> Sequence[Mapping[str, Any]]:
         """The messages with the texts that the model has around media."""
-        placer = self.open_placer() if media else None
         if placer is None:
             return messages
         rest, written = iter(media), []
@@ -175,19 +177,21 @@ class PromptEncoder:
         self,
         messages: Sequence[Mapping[str, Any]],
         media: Sequence[Medium],
+        placer: MediaWriter | None,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Prompt:
         if self.chat is None:
             raise UserError(f"messages: {self.tokenizer.folder} has no chat template; give a prompt instead")
         special = self.tokenizer.special_tokens()
         text = self.chat.render(messages, special, tools=tools, variables=self.variables)
-        return self._tokenize(text, media, bos=False)
+        return self._tokenize(text, media, placer, bos=False)
 
-    def _tokenize(self, text: str, media: Sequence[Medium], *, bos: bool | None = None) -> Prompt:
+    def _tokenize(
+        self, text: str, media: Sequence[Medium], placer: MediaWriter | None, *, bos: bool | None = None
+    ) -> Prompt:
         """The tokens of a text with marks of media."""
         if not media:
             return Prompt(tuple(self.tokenizer.encode(text, bos=bos).tolist()))
-        placer = self.open_placer()
         if placer is None:
             kind, (tower, verb) = media[0].kind, TOWERS_OF_KINDS[media[0].kind]
             raise UserError(f"{kind}: the model has no {tower} tower; leave it out, or use a model that {verb}")
@@ -213,14 +217,19 @@ class PromptEncoder:
         return [sequence[0] for sequence in sequences if len(sequence) == 1], [text for text in texts if text]
 
 
-def open_prompt_placer(tokenizer: Tokenizer, config: Config) -> FeaturePlacer | CodePlacer | None:
+def open_prompt_placer(
+    tokenizer: Tokenizer, config: Config, *, max_video_pixels: int | None = None
+) -> MediaWriter | None:
     """What writes the places or codes of a model's media; None for a model that reads none.
+
+    Args:
+        max_video_pixels: as of `MediaReader`.
 
     Raises:
         UserError: if the folder of the tokenizer has no settings of a processor, or they are not supported; or if its
             codec is damaged.
     """
-    reader = build_media_reader(tokenizer.folder, config)
+    reader = build_media_reader(tokenizer.folder, config, max_video_pixels=max_video_pixels)
     return open_placer(tokenizer, None) if reader is None else build_feature_placer(reader, tokenizer)
 
 

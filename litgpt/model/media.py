@@ -25,10 +25,29 @@ class Sounds:
         frames_NM: the log-mel frames of all sounds, (N, mels); of each, its own and those of the silence after it that
             `AudioShape.count_read_frames` counts.
         lengths: the number of its own frames of each sound.
+        uses, answers: as in `Media`, of sounds.
+        counts: the number of `frames_NM` of each sound; None if no one needs them apart.
     """
 
     frames_NM: Tensor
     lengths: tuple[int, ...]
+    uses: Sequence[int] | None = None
+    answers: Sequence[int] | None = None
+    counts: tuple[int, ...] | None = None
+
+    def select_answers(self, numbers: Sequence[int]) -> "Sounds":
+        """The sounds of some answers, as `Media.select_answers`."""
+        uses, answers = select_uses(self.uses, self.answers, numbers)
+        return replace(self, uses=uses, answers=answers)
+
+    def list_sounds(self, answer_number: int) -> list[int]:
+        """The sounds at the places of an answer, in their order."""
+        return list_uses(self.uses, self.answers, answer_number)
+
+    def split_frames(self) -> list[Tensor]:
+        """The frames of each sound."""
+        assert self.counts is not None
+        return list(self.frames_NM.split(list(self.counts)))
 
 
 @dataclass(frozen=True)
@@ -72,22 +91,35 @@ class Media:
         return replace(self, patches_NP=patches_NP, sources_BT=sources_BT, sounds=sounds, order=order)
 
     def select_answers(self, numbers: Sequence[int]) -> "Media":
-        """The media of some answers, which are numbered anew in their order; all images are kept."""
-        assert self.uses is not None and self.answers is not None
-        renumbered = {number: index for index, number in enumerate(numbers)}
-        kept = [(use, renumbered[answer]) for use, answer in self._list_uses() if answer in renumbered]
-        return replace(self, uses=[use for use, _ in kept], answers=[answer for _, answer in kept])
+        """The media of some answers, which are numbered anew in their order; all images and sounds are kept."""
+        sounds = None if self.sounds is None else self.sounds.select_answers(numbers)
+        if not self.grids:
+            return replace(self, sounds=sounds)
+        uses, answers = select_uses(self.uses, self.answers, numbers)
+        return replace(self, uses=uses, answers=answers, sounds=sounds)
 
     def list_images(self, answer_number: int) -> list[int]:
         """The images at the places of an answer, in their order."""
-        return [use for use, answer in self._list_uses() if answer == answer_number]
-
-    def _list_uses(self) -> list[tuple[int, int]]:
-        return list(zip(self.uses or (), self.answers or (), strict=True))
+        return list_uses(self.uses, self.answers, answer_number)
 
     def split_patches(self) -> list[Tensor]:
         """The patches of each image or video."""
         return list(self.patches_NP.split(list(map(prod, self.grids))))
+
+
+def select_uses(
+    uses: Sequence[int] | None, answers: Sequence[int] | None, numbers: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The `uses` and `answers` of some answers, which are numbered anew in their order."""
+    assert uses is not None and answers is not None
+    renumbered = {number: index for index, number in enumerate(numbers)}
+    kept = [(use, renumbered[answer]) for use, answer in zip(uses, answers, strict=True) if answer in renumbered]
+    return [use for use, _ in kept], [answer for _, answer in kept]
+
+
+def list_uses(uses: Sequence[int] | None, answers: Sequence[int] | None, answer_number: int) -> list[int]:
+    """The `uses` of one answer."""
+    return [use for use, answer in zip(uses or (), answers or (), strict=True) if answer == answer_number]
 
 
 def build_empty_media() -> Media:
@@ -124,17 +156,27 @@ def list_features(media: Media, config: TransformerConfig) -> list[tuple[list[in
         tower = TowerShape.from_values(config.vision)
         in_order = [prod(grid) // tower.merge**2 for grid in media.grids]
         counts = in_order if media.order is None else list(media.order.counts)
-        numbers = torch.arange(sum(counts))
-        if media.uses is not None:
-            of_images = numbers.split(counts)
-            numbers = torch.cat([numbers[:0], *(of_images[use] for use in media.uses)])
-        listed.append((tower.media_tokens, numbers, sum(counts)))
+        listed.append((tower.media_tokens, number_features(counts, media.uses), sum(counts)))
     if config.audio is not None:
         audio = AudioShape.from_values(config.audio)
-        lengths = () if media.sounds is None else media.sounds.lengths
-        features = sum(map(audio.count_features, lengths))
-        listed.append((audio.media_tokens, torch.arange(features), features))
+        lengths, uses = ((), None) if media.sounds is None else (media.sounds.lengths, media.sounds.uses)
+        counts = list(map(audio.count_features, lengths))
+        listed.append((audio.media_tokens, number_features(counts, uses), sum(counts)))
     return listed
+
+
+def number_features(counts: Sequence[int], uses: Sequence[int] | None) -> Tensor:
+    """The numbers of the features at the places of media, (M,).
+
+    Args:
+        counts: of the features of each.
+        uses: as in `Media`.
+    """
+    numbers = torch.arange(sum(counts))
+    if uses is None:
+        return numbers
+    of_media = numbers.split(list(counts))
+    return torch.cat([numbers[:0], *(of_media[use] for use in uses)])
 
 
 def count_found(numbers_BT: Tensor) -> int:

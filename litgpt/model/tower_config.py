@@ -103,6 +103,8 @@ class TowerShape(BlockShape):
         step_seconds: the time of a step of frames, by the chosen `frames`, or by the `fps` of the `settings` whatever
             frames a video has.
         tokens_per_second: positions that a second of video advances by; None if each step of frames advances by one.
+        chunk_seconds: the time after which the features of a video's sound follow those of its frames, in turn; None
+            for a model that reads no sounds among frames.
     """
 
     patch: int
@@ -154,6 +156,7 @@ class TowerShape(BlockShape):
     video_settings: Literal["shared", "own"] = "shared"
     step_seconds: Literal["frames", "settings"] = "frames"
     tokens_per_second: float | None = None
+    chunk_seconds: float | None = None
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "TowerShape":

@@ -10,10 +10,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from litgpt.data.media.canvases import order_frames, order_picture
 from litgpt.errors import UserError
 from litgpt.model import media, vision
 from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
+from litgpt.model.feature_order import FeatureOrder, join_orders
 from litgpt.model.media import Grid, Media, Sounds, build_empty_media
 from litgpt.model.tower_config import TowerShape
 from litgpt.model.tower_flops import EncodedMedia, measure_grids, measure_sounds
@@ -54,28 +56,40 @@ class PlannedPictures:
         return (((1, side, side),) * self.images) + (((steps, side, side),) * self.videos)
 
     @property
+    def orders(self) -> list[FeatureOrder]:
+        """The features at the places of each, for videos whose frames have fewer than images; else none."""
+        if not self.videos or self.shape.frame_block == 1:
+            return []
+        steps, side, _ = self.grids[-1]
+        return [order_picture(side)] * self.images + [order_frames(steps, side, self.shape.frame_block)] * self.videos
+
+    @property
+    def counts(self) -> list[int]:
+        """The tokens of each at whose places the decoder reads features."""
+        return [sum(order.counts) for order in self.orders] or [
+            prod(grid) // self.shape.merge**2 for grid in self.grids
+        ]
+
+    @property
     def places(self) -> int:
         """The tokens of a row at whose places the decoder reads features."""
-        return sum(map(prod, self.grids)) // self.shape.merge**2
+        return sum(self.counts)
 
     def build_media(self, rows: int, answers: int = 1) -> Media:
         """The media of some rows, without values, each with this number of answers, which share its images."""
-        grids = self.grids * rows
-        built = Media(torch.zeros(sum(map(prod, grids)), self.shape.patch_numbers), grids)
+        grids, order = self.grids * rows, join_orders(self.orders * rows)
+        built = Media(torch.zeros(sum(map(prod, grids)), self.shape.patch_numbers), grids, order=order)
         if answers == 1:
             return built
-        numbers, per_row = range(len(grids)), len(self.grids)
-        of_answers = [numbers[row * per_row :][:per_row] for row in range(rows) for _ in range(answers)]
-        uses = [(image, answer) for answer, images in enumerate(of_answers) for image in images]
-        return replace(built, uses=[use for use, _ in uses], answers=[answer for _, answer in uses])
+        uses, of_answers = share_media(len(self.grids), rows, answers)
+        return replace(built, uses=uses, answers=of_answers)
 
     def describe(self) -> dict[str, dict[str, float]]:
         """Number, height and width, and tokens of images and of videos as JSON values."""
-        grids, merged = self.grids, self.shape.merge**2
-        parts = {"images": grids[: self.images], "videos": grids[self.images :]}
+        parts = {"images": self.counts[: self.images], "videos": self.counts[self.images :]}
         return {
             name: {
-                **{"per_row": len(part), "size": self.side, "tokens_per_row": sum(map(prod, part)) // merged},
+                **{"per_row": len(part), "size": self.side, "tokens_per_row": sum(part)},
                 **({"frames": self.frames} if name == "videos" else {}),
             }
             for name, part in parts.items()
@@ -114,11 +128,15 @@ class PlannedSounds:
         """Of each."""
         return self.frames / FRAMES_PER_SECOND
 
-    def build_sounds(self, rows: int) -> Sounds:
-        """The sounds of some rows, without values."""
+    def build_sounds(self, rows: int, answers: int = 1) -> Sounds:
+        """The sounds of some rows, without values, each with this number of answers, which share its sounds."""
         lengths = (self.frames,) * (self.number * rows)
         read = self.shape.count_read_frames(self.frames) * len(lengths)
-        return Sounds(torch.zeros(read, self.shape.mels), lengths)
+        built = Sounds(torch.zeros(read, self.shape.mels), lengths)
+        if answers == 1:
+            return built
+        uses, of_answers = share_media(self.number, rows, answers)
+        return replace(built, uses=uses, answers=of_answers)
 
     def describe(self) -> dict[str, dict[str, float]]:
         """Number, seconds and tokens as JSON values."""
@@ -152,7 +170,7 @@ class PlannedMedia:
         built = build_empty_media() if self.pictures is None else self.pictures.build_media(rows, answers)
         if self.sounds is None or not self.sounds.number:
             return built
-        return replace(built, sounds=self.sounds.build_sounds(rows))
+        return replace(built, sounds=self.sounds.build_sounds(rows, answers))
 
     def measure(self, rows: int) -> EncodedMedia:
         """The sizes of the media of some rows, of which the operations of the towers are a function."""
@@ -172,6 +190,13 @@ class PlannedMedia:
         return f"{' and '.join(names)}, {self.places} of these tokens"
 
 
+def share_media(per_row: int, rows: int, answers: int) -> tuple[list[int], list[int]]:
+    """The `uses` and `answers` as in `Media` of rows whose answers share their media."""
+    of_answers = [range(row * per_row, (row + 1) * per_row) for row in range(rows) for _ in range(answers)]
+    uses = [(medium, answer) for answer, media in enumerate(of_answers) for medium in media]
+    return [use for use, _ in uses], [answer for _, answer in uses]
+
+
 def format_number(number: int, noun: str) -> str:
     """A number of things, as in `1 image` and `2 images`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -181,17 +206,13 @@ def choose_media(spec: RunSpec, length: int) -> PlannedMedia | None:
     """The media of each row of `length` tokens, as `spec.row_media` asks for them; None without any.
 
     Raises:
-        UserError: for media that the model does not read, of a size that its towers do not read, for more than fit,
-            and for sounds in rows of preferences.
+        UserError: for media that the model does not read, of a size that its towers do not read, and for more than fit.
     """
     config, asked = spec.config, spec.row_media
     check_row_media(config, asked)
     pictures = None if config.vision is None else choose_pictures(TowerShape.from_values(config.vision), asked)
-    usual = int(asked.seconds is not None or (config.vision is None and spec.preference is None))
+    usual = int(asked.seconds is not None or config.vision is None)
     sounds = None if config.audio is None else choose_sounds(AudioShape.from_values(config.audio), asked, usual)
-    if sounds is not None and sounds.number and spec.preference is not None:
-        given = f"sounds_per_row: {asked.sounds}" if asked.sounds else f"sound_seconds: {asked.seconds}"
-        raise UserError(f"{given} is not supported with preferences; leave it out")
     planned = PlannedMedia(pictures, sounds)
     if planned.places >= length:
         if asked == RowMedia():
@@ -235,16 +256,10 @@ def choose_pictures(shape: TowerShape, asked: RowMedia) -> PlannedPictures:
     """The images and videos of each row.
 
     Raises:
-        UserError: for videos that the tower does not read, or whose frames have fewer features than images, and for a
-            size that it does not.
+        UserError: for videos that the tower does not read, and for a size that it does not.
     """
     if asked.videos and shape.video_processor is None:
         raise UserError(f"videos_per_row: {asked.videos} has no effect on a model that reads no videos; leave it out")
-    if asked.videos and shape.frame_block > 1:
-        raise UserError(
-            f"videos_per_row: {asked.videos} is not planned yet for a model whose frames have fewer features than "
-            "images; set images_per_row instead"
-        )
     unit = shape.patch * shape.merge
     fixed = shape.image_size if shape.positions == "learned" else None
     usual = fixed or -(-DEFAULT_SIDE // unit) * unit

@@ -52,6 +52,8 @@ class GenerationSettings:
     split_sounds: bool = False
     """Split a sound that is longer than the model hears into equal pieces, each a sound of its own; else it is an
     error."""
+    video_sounds: bool = False
+    """Read the sound tracks of videos with their frames, by a model that hears videos."""
     seed: Seed = 1234
     """Random seed of the sampling."""
     quantize: InferenceQuantFormat | None = None

@@ -84,6 +84,8 @@ class Serve:
     split_sounds: bool = False
     """Split a sound that is longer than the model hears into equal pieces, each a sound of its own; else it is an
     error."""
+    video_sounds: bool = False
+    """Read the sound tracks of videos with their frames, by a model that hears videos."""
     fetch_urls: bool = False
     """Fetch images, videos and sounds at http and https URLs in messages; only from public addresses, and not through
     a proxy."""

@@ -14,7 +14,7 @@ from litgpt.model.hf_config import WholeKeys
 from litgpt.model.hf_config_values import Values
 from litgpt.model.names import CARRIED
 from litgpt.model.registry import Family
-from litgpt.store.weight_files import open_weights
+from litgpt.store.weight_files import choose_weights, open_weights
 
 STALE_KEYS = ("quantization_config", "dtype", "torch_dtype")
 """The keys of a `config.json` that are of its weights, which are written anew."""
@@ -68,8 +68,11 @@ def drop_stale_keys(values: Values) -> dict[str, Any]:
 
 
 def find_carried_parts(folder: Path, family: Family) -> CarriedParts | None:
-    """The other parts of the published model in a folder, of which one is of a family; None if it is not of parts."""
+    """The other parts of the published model in a folder, of which one is of a family; None if it is not of parts.
+
+    None too for a folder without weights, such as one of a tokenizer, whose model is not that which is written.
+    """
     values = read_json_object(folder / "config.json")
-    if family.whole is None or not family.is_whole(values):
+    if family.whole is None or not family.is_whole(values) or choose_weights(folder) is None:
         return None
     return CarriedParts(folder, family, family.whole, values)

@@ -187,11 +187,10 @@ def check_trained_model(recipe: Training, config: Config, *, adapted: bool) -> i
 
 
 TOWER_NAMES = {"vision": "a vision", "audio": "an audio"}
-TOWER_OBJECTIVES = {
-    "vision": (("next_token", "pairs", "kto"), "finetune, finetune_full, align, dpo and kto"),
-    "audio": (("next_token",), "finetune and finetune_full"),
-}
-"""The objectives that models with a tower are trained by, and the commands that have them."""
+TOWER_OBJECTIVES = ("next_token", "pairs", "kto")
+"""The objectives that models with a tower are trained by."""
+TOWER_COMMANDS = "finetune, finetune_full, align, dpo and kto"
+"""The commands that have them."""
 
 
 def check_towers(recipe: Training, config: Config) -> None:
@@ -207,11 +206,9 @@ def check_towers(recipe: Training, config: Config) -> None:
         for name in names if not towers else TOWER_NAMES.keys() - towers:
             other = f"a model without {TOWER_NAMES.get(name, 'a')} tower"
             check_effects(group, f"{key}.", name, have_effect=False, other=other, cure="remove the line")
-    for part in towers:
-        objectives, commands = TOWER_OBJECTIVES[part]
-        if not groups or recipe.objective not in objectives:
-            name, tower = config.name or "the model", TOWER_NAMES[part]
-            raise UserError(f"{name}: it has {tower} tower, which only litgpt {commands} train; use one of them")
+    if towers and (not groups or recipe.objective not in TOWER_OBJECTIVES):
+        name, tower = config.name or "the model", TOWER_NAMES[towers[0]]
+        raise UserError(f"{name}: it has {tower} tower, which only litgpt {TOWER_COMMANDS} train; use one of them")
 
 
 def check_routing(settings: MoEArgs, config: Config, *, adapted: bool) -> None:

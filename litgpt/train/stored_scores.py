@@ -8,9 +8,11 @@ import hashlib
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from litgpt.data.stream.batch import IGNORE, Batch
 from litgpt.errors import UserError
@@ -23,7 +25,7 @@ FILE = "scores.safetensors"
 
 
 def hash_answers(batch: Batch) -> list[bytes | None]:
-    """A key of each answer: a hash of its tokens, labels, images and what its score depends on; None without labels."""
+    """A key of each answer: a hash of its tokens, labels, media and what its score depends on; None without labels."""
     assert batch.answers is not None and batch.answer_values is not None
     numbers = batch.answers.flatten().cpu().numpy()
     order = np.argsort(numbers, kind="stable")  # the tokens of each answer follow each other, in their order
@@ -32,24 +34,35 @@ def hash_answers(batch: Batch) -> list[bytes | None]:
     weights = np.ones(len(labels)) if batch.weights is None else batch.weights.flatten().cpu().numpy()
     columns = [batch.ids.flatten().cpu().numpy().astype("<i8"), labels.astype("<i8"), weights.astype("<f4")]
     ends = batch.answer_values.get("shared_end")
-    images = hash_images(batch.media)
+    media = hash_media(batch.media, int(numbers.max()) + 1)
     keys: list[bytes | None] = []
     for answer, (start, stop) in enumerate(pairwise(starts)):
         tokens = order[start:stop]
         content = b"".join(column[tokens].tobytes() for column in columns)
         content += b"" if ends is None else str(int(ends[answer])).encode()
-        content += b"".join(images[number] for number in batch.media.list_images(answer)) if batch.media else b""
+        content += media[answer]
         has_labels = bool((labels[tokens] != IGNORE).any())
         keys.append(hashlib.sha256(content).digest()[:KEY_BYTES] if has_labels else None)
     return keys
 
 
-def hash_images(media: Media | None) -> list[bytes]:
-    """A hash of the size and the patches of each image."""
+def hash_media(media: Media | None, answers: int) -> list[bytes]:
+    """Hashes of the images, then of the sounds, of each answer."""
     if media is None:
-        return []
-    parts = zip(media.grids, media.split_patches(), strict=True)
-    return [hashlib.sha256(str(grid).encode() + patches.cpu().numpy().tobytes()).digest() for grid, patches in parts]
+        return [b""] * answers
+    images = [hash_values(*each) for each in zip(media.grids, media.split_patches(), strict=True)]
+    hashes = [b"".join(images[number] for number in media.list_images(answer)) for answer in range(answers)]
+    if (given := media.sounds) is None:
+        return hashes
+    sounds = [hash_values(*each) for each in zip(given.lengths, given.split_frames(), strict=True)]
+    return [
+        each + b"".join(sounds[number] for number in given.list_sounds(answer)) for answer, each in enumerate(hashes)
+    ]
+
+
+def hash_values(size: Any, values: Tensor) -> bytes:
+    """A hash of the size and the patches or frames of a medium."""
+    return hashlib.sha256(str(size).encode() + values.cpu().numpy().tobytes()).digest()
 
 
 class StoredScores:

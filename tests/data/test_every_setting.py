@@ -60,6 +60,7 @@ VALUES: dict[type, dict[str, tuple[Any, dict[str, Any]]]] = {
         "media_dir": (Path("/"), {"sources": "pictured.jsonl", "on_error": "drop"}),
         "media_urls": (MediaUrls(True), {"sources": "linked.jsonl", "on_error": "drop"}),
         "split_sounds": (True, {}),
+        "video_sounds": (True, {}),
         "null_prompt": (0.1, {}),
         "on_error": ("drop", {"sources": "bad.jsonl"}),
         "on_overlong": ("truncate_right", {"sources": "long.jsonl"}),
@@ -89,11 +90,13 @@ REFUSED: dict[type, dict[str, str]] = {
     Conversations: {
         "null_prompt": "write the model's folder with `litgpt tokenizer extend`",
         "split_sounds": "has no effect on a model without an audio tower; leave it out",
+        "video_sounds": "has no effect on a model that does not hear videos; leave it out",
     },
     Preferences: {
         "train_on": "set data.train_on: answers",
         "null_prompt": "not supported by Preferences; leave it out",
         "split_sounds": "has no effect on a model without an audio tower; leave it out",
+        "video_sounds": "has no effect on a model that does not hear videos; leave it out",
     },
 }
 """Settings that a data module does not support, and the end of the error."""

@@ -61,6 +61,17 @@ def test_prompts_have_the_tokens_of_training(kind: str, text: str, folder: Path,
     assert encoder.encode_messages([message], sources={"image": images}, folder=folder).ids == prompt.ids
 
 
+def test_processors_are_read_once_a_prompt(llm: LLM, folder: Path) -> None:
+    usual, opened = llm.prompt_encoder(), list[int]()
+    encoder = replace(usual, open_placer=lambda: opened.append(1) or usual.open_placer())
+    sources: dict[str, Any] = {"image": [str(folder / "red.png")]}
+    encoder.encode("Which?", None, None, sources=sources)
+    encoder.encode_messages([{"role": "user", "content": "<image>Which?"}], sources=sources)
+    assert len(opened) == 2
+    encoder.encode("Which?", None, None)
+    assert len(opened) == 2
+
+
 def test_images_are_paths_bytes_or_pil_images(llm: LLM, folder: Path) -> None:
     path = folder / "red.png"
     data = path.read_bytes()

@@ -67,7 +67,7 @@ def compute_all(folder: Path) -> list[Result]:
     ["qwen2_vl"]
     + [
         pytest.param(kind, marks=pytest.mark.slow)
-        for kind in ("llava", "gemma3", "paligemma", "qwen3_vl", "llava_onevision", "llama4")
+        for kind in ("llava", "gemma3", "paligemma", "qwen3_vl", "llava_onevision", "llava_next", "llama4")
     ],
 )
 def test_rows_train_as_in_one_process(kind: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from litgpt.cli import main
 from litgpt.data.media.patches import count_places, cut_patches, pack_media
 from litgpt.data.media.positions import build_media_positions
+from litgpt.data.render.track_places import interleave
 from litgpt.errors import UserError
 from litgpt.model.audio_config import AudioShape
 from litgpt.model.config import Config
@@ -204,8 +205,12 @@ def test_a_model_with_further_parts(tmp_path: Path) -> None:
     assert values["model_type"] == "qwen2_5_omni" and values["torch_dtype"] == "bfloat16"
     assert values["talker_config"] == json.loads((source / "config.json").read_text())["talker_config"]
 
-    save_model_folder(alone, config=config, tensors=dict(model.named_parameters()))  # without the other parts
-    assert json.loads((alone / "config.json").read_text())["model_type"] == "qwen2_5_omni_thinker"
+    only_settings = tmp_path / "settings"  # as that of a run from random weights
+    only_settings.mkdir()
+    (only_settings / "config.json").write_bytes((source / "config.json").read_bytes())
+    for folder, tokenizer_dir in ((alone, None), (tmp_path / "new", only_settings)):  # without the other parts
+        save_model_folder(folder, config=config, tensors=dict(model.named_parameters()), tokenizer_dir=tokenizer_dir)
+        assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen2_5_omni_thinker"
     thinker = transformers.AutoModelForMultimodalLM.from_pretrained(alone, attn_implementation="eager")
     with torch.no_grad():
         torch.testing.assert_close(compute_hf_logits(thinker, example), 2 * expected)
@@ -274,3 +279,50 @@ def test_positions_of_random_layouts(tmp_path: Path) -> None:
         assert torch.equal(positions, expected[:, 0])
         moved += not torch.equal(build_media_positions(vision, ids, grids), positions)
     assert moved > 50  # by the time of videos
+
+
+def test_positions_of_random_layouts_with_tracks(tmp_path: Path) -> None:
+    """Videos with their sound among images and sounds; some have far fewer places of one than of the other."""
+    with torch.device("meta"):
+        model = transformers.Qwen2_5OmniThinkerModel(build_config())
+    (tmp_path / "config.json").write_text(json.dumps(build_config().to_dict(), default=str))
+    vision, audio = read_shapes(Config.from_checkpoint(tmp_path))
+    assert vision.chunk_seconds == 2
+    draw, after_frames = random.Random(1), 0
+    for _ in range(200):
+        ids, pictures, films, seconds, lengths, tracked = [1], list[Any](), list[Any](), list[float](), [], []
+        grids, steps = list[Any](), list[float]()
+        for kind in ["film", *draw.choices(["image", "audio", "film"], k=draw.randint(0, 4))]:
+            height, width, length = 2 * draw.randint(1, 5), 2 * draw.randint(1, 5), draw.randint(3, 200)
+            sound = [AUDIO] * audio.count_features(length)
+            lengths += [] if kind == "image" else [length]
+            if kind == "image":
+                pictures.append((1, height, width))
+                ids += [START, *[IMAGE] * count_places(pictures[-1], vision), END]
+            elif kind == "audio":
+                ids += [AUDIO_START, *sound, AUDIO_END]
+            else:
+                films.append((draw.randint(1, 6), height, width))
+                seconds.append(draw.choice([0.1, 2 / 3, 1.0, 2.3, 30.0]))
+                places = count_places(films[-1], vision)
+                of_step = places // films[-1][0]
+                times = [number // of_step * seconds[-1] * SPEED for number in range(places)]
+                run = interleave([VIDEO] * places, sound, times, 2 * SPEED)
+                after_frames += run[-1] == VIDEO
+                tracked.append(range(len(ids) + 1, len(ids) + len(run) + 3))
+                ids += [START, AUDIO_START, *run, AUDIO_END, END]
+            grids += [] if kind == "audio" else [pictures[-1] if kind == "image" else films[-1]]
+            steps += [] if kind == "audio" else [1.0 if kind == "image" else seconds[-1]]
+            ids += [1] * draw.choice([0, 0, 1, 4])
+        expected, _ = model.get_rope_index(
+            torch.tensor([ids]),
+            torch.tensor(pictures) if pictures else None,
+            torch.tensor(films),
+            torch.ones(1, len(ids), dtype=torch.long),
+            use_audio_in_video=True,
+            audio_seqlens=torch.tensor(lengths),
+            second_per_grids=torch.tensor(seconds),
+        )
+        positions = build_media_positions(vision, ids, grids, seconds=steps, tracked=tracked)
+        assert torch.equal(positions, expected[:, 0])
+    assert 20 < after_frames < 400

@@ -62,7 +62,7 @@ def test_packed_rows_equal_padded_ones(base: Path) -> None:
     [
         ("finetune_full", "--freeze.vision false", "freeze.vision: false has no effect with a model without a vision"),
         ("finetune_full", "--freeze.llm true", "freeze: llm, audio, aligner are all true"),
-        ("dpo", "", "it has an audio tower, which only litgpt finetune and finetune_full train"),
+        ("rm", "", "it has an audio tower, which only litgpt finetune, finetune_full, align, dpo and kto train"),
     ],
 )
 def test_refusals(
@@ -70,7 +70,7 @@ def test_refusals(
 ) -> None:
     data = [
         "--data",
-        "Conversations" if command != "dpo" else "Preferences",
+        "Conversations" if command != "rm" else "Preferences",
         "--data.sources",
         str(base / "rows.jsonl"),
     ]

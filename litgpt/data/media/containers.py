@@ -157,28 +157,39 @@ def get_video_stream(container: Any, source: Path | bytes) -> Any:
     return stream
 
 
-def read_frames(source: Path | bytes, header: VideoHeader, indices: Sequence[int]) -> Iterator[Tensor]:
+def read_frames(
+    source: Path | bytes, header: VideoHeader, indices: Sequence[int], *, max_pixels: int | None = None
+) -> Iterator[Tensor]:
     """Decode some frames of a video, uint8 (3, H, W) each, turned as they are shown.
 
     Args:
         indices: the numbers of the frames, ascending, without any twice.
+        max_pixels: the pixels of all frames that are decoded, each of its own size; None for any number.
 
     Raises:
-        MediumError: if it cannot be decoded, or ends before the last of them.
+        MediumError: if it cannot be decoded, has more pixels, or ends before the last of them.
     """
-    missing = list(indices)
+    missing, pixels = list(indices), 0
     with open_container(source, "video", VIDEO_FORMATS) as container:
         stream = get_video_stream(container, source)
-        for frame in find_frames(container, stream, header, indices):
-            yield convert_frame(frame)
-            del missing[0]
+        for frame, is_read in find_frames(container, stream, header, indices):
+            pixels += frame.width * frame.height
+            if max_pixels is not None and pixels > max_pixels:
+                detail = f"more than {max_pixels:,} in its frames, which grow"
+                raise describe_fault(source, "video with too many pixels", detail, "use a shorter or smaller one")
+            if is_read:
+                yield convert_frame(frame)
+                del missing[0]
         if missing:
             detail = f"it ends before frame {missing[0] + 1} of {header.frames}"
             raise describe_fault(source, "not a video that can be read", detail, "restore the file")
 
 
-def find_frames(container: Any, stream: Any, header: VideoHeader, indices: Sequence[int]) -> Iterator[Any]:
-    """Decode up to each frame, from the key frame before it if the file says when frames are shown."""
+def find_frames(container: Any, stream: Any, header: VideoHeader, indices: Sequence[int]) -> Iterator[tuple[Any, bool]]:
+    """Decode up to each frame, from the key frame before it if the file says when frames are shown.
+
+    Yields all that are decoded, and whether each is one of those.
+    """
     decoded, number, last = container.decode(stream), -1, -1
     for index in indices:
         if header.times:
@@ -189,9 +200,10 @@ def find_frames(container: Any, stream: Any, header: VideoHeader, indices: Seque
                 decoded = container.decode(stream)
         for frame in decoded:
             number += 1
-            if frame.pts >= header.times[index] if header.times else number == index:
+            is_read = frame.pts >= header.times[index] if header.times else number == index
+            yield frame, is_read
+            if is_read:
                 last = index
-                yield frame
                 break
         else:
             return

@@ -1,6 +1,5 @@
 """Split sounds that are longer than a model hears into pieces, each a sound of its own."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -12,22 +11,14 @@ from litgpt.data.media.sources import find_source
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import MARKS, Medium
 from litgpt.data.read.message import Message
+from litgpt.data.read.row_media import MediaStep
 from litgpt.errors import UserError
 from litgpt.model.config import Config
-from litgpt.model.registry import has_config
 
 MOST_PIECES = 120  # an hour, of a model that hears 30 seconds
-Splitter = Callable[[Message], Message]
-"""Splits the long sounds of a message."""
 
 
-def find_splitter(folder: Path) -> Splitter:
-    """What splits the sounds of rows that are longer than the model in a folder hears; errors as `open_splitter`."""
-    config = Config.from_checkpoint(folder) if has_config(folder) else None
-    return open_splitter(folder, config, key="data.split_sounds")
-
-
-def open_splitter(folder: Path, config: Config | None, *, key: str = "split_sounds") -> Splitter:
+def open_splitter(folder: Path, config: Config | None, *, key: str = "split_sounds") -> MediaStep:
     """What splits the sounds that are longer than a model hears.
 
     Args:

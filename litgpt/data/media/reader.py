@@ -1,6 +1,8 @@
 """Read the media of samples: their sizes ahead, from headers, and their patches and frames for batches."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +21,7 @@ from litgpt.data.media.pictures import (
     read_picture_size,
     resize_picture,
 )
-from litgpt.data.media.sound_reader import SoundReader, build_sound_reader
+from litgpt.data.media.sound_reader import SizedMedium, SoundReader, build_sound_reader
 from litgpt.data.media.sources import find_source
 from litgpt.data.media.videos import VideoPlan, VideoSettings, plan_video, read_video_settings, resize_frame
 from litgpt.data.read.media import Medium
@@ -45,14 +47,18 @@ class MediaReader:
         shape: of the model's tower.
         has_sections: whether the model's tokens have positions of time, row and column.
         videos: the settings of the processor of videos; None for a model that reads none.
+        max_video_pixels: the pixels of all decoded frames of a video; None for any number.
         array_names: of the patches of a batch and of their sizes, in its arrays.
+        use_names: of the media at the places of its answers, and of these answers, in its arrays.
     """
 
     settings: PictureSettings
     shape: TowerShape
     has_sections: bool
     videos: VideoSettings | None = None
+    max_video_pixels: int | None = None
     array_names: ClassVar[tuple[str, str]] = ("patches", "grids")
+    use_names: ClassVar[tuple[str, str]] = ("uses", "image_answers")
 
     @property
     def media_tokens(self) -> list[int]:
@@ -142,6 +148,10 @@ class MediaReader:
             raise changed_error(medium)
         return torch.cat([patches for patches, _ in cut])
 
+    def read_all(self, media: Sequence[SizedMedium]) -> Iterator[Tensor]:
+        """The same of each of some media; errors as `read`."""
+        return (self.read(medium, grids) for medium, grids in media)
+
     def _read_image(self, medium: Medium, *, alone: bool) -> list[Tensor]:
         """The images (1, C, H, W) that the tower reads of one."""
         pictures = resize_picture(open_picture(find_source(medium)), self.settings, self._unit, alone=alone)
@@ -152,7 +162,7 @@ class MediaReader:
         settings, source = self._video_settings, find_source(medium)
         header = read_video_header(source)
         plan = plan_video(header, settings, self.shape)
-        frames = read_frames(source, header, plan.frames)
+        frames = read_frames(source, header, plan.frames, max_pixels=self.max_video_pixels)
         resized = [resize_frame(frame, plan, settings) for frame in frames]
         return [normalize_picture(torch.stack(resized), settings)]
 
@@ -221,6 +231,16 @@ class JointReader:
 AnyReader = MediaReader | SoundReader | JointReader
 
 
+def read_media(reader: AnyReader, media: Sequence[SizedMedium]) -> Iterator[Tensor]:
+    """The patches or frames of media, decoded in order, those of the pieces of a long sound in one pass.
+
+    Raises:
+        UserError: if one cannot be decoded, or has not the size that it had when the data was prepared.
+    """
+    for whole, group in groupby(media, key=lambda each: each[0].whole):
+        yield from reader.find_part(whole.kind).read_all(list(group))
+
+
 def open_media_reader(folder: Path) -> AnyReader | None:
     """The reader of the media of the model in a folder; None for a model without a tower.
 
@@ -231,11 +251,12 @@ def open_media_reader(folder: Path) -> AnyReader | None:
     return None if config is None else build_media_reader(folder, config)
 
 
-def build_media_reader(folder: Path, config: Config) -> AnyReader | None:
+def build_media_reader(folder: Path, config: Config, *, max_video_pixels: int | None = None) -> AnyReader | None:
     """The reader of the media of a model; None for a model without a tower.
 
     Args:
         folder: of its processors.
+        max_video_pixels: as of `MediaReader`.
 
     Raises:
         UserError: if a processor of the folder is missing or not supported.
@@ -253,5 +274,5 @@ def build_media_reader(folder: Path, config: Config) -> AnyReader | None:
             f"{folder}: image_grid_pinpoints: {canvases} of the processor are not those of config.json; use "
             f"{shape.canvases}"
         )
-    images = MediaReader(settings, shape, bool(config.rope_sections), videos)
+    images = MediaReader(settings, shape, bool(config.rope_sections), videos, max_video_pixels)
     return images if sounds is None else JointReader((images, sounds))

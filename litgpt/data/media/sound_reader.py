@@ -1,5 +1,6 @@
 """Read the sounds of samples: their numbers of frames ahead, and their frames when a batch needs them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from torch import Tensor
 from litgpt.data.media.sounds import (
     SoundSettings,
     compute_log_mel,
-    decode_sound,
+    decode_pieces,
     read_sound_samples,
     read_sound_settings,
 )
@@ -21,6 +22,9 @@ from litgpt.model.audio import check_lengths
 from litgpt.model.audio_config import AudioShape
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid, Media, pack_sounds
+
+SizedMedium = tuple[Medium, tuple[Grid, ...]]
+"""A medium with the sizes that the data was prepared with."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class SoundReader:
         settings: of the processor.
         shape: of the model's tower.
         array_names: of the frames of a batch and of their numbers, in its arrays.
+        use_names: of the sounds at the places of its answers, and of these answers, in its arrays.
     """
 
     settings: SoundSettings
@@ -51,6 +56,7 @@ class SoundReader:
     kinds: ClassVar[tuple[str, ...]] = ("audio",)
     sections_shape: ClassVar[None] = None
     array_names: ClassVar[tuple[str, str]] = ("frames", "lengths")
+    use_names: ClassVar[tuple[str, str]] = ("sound_uses", "sound_answers")
 
     @property
     def media_tokens(self) -> list[int]:
@@ -77,7 +83,7 @@ class SoundReader:
             UserError: if it cannot be read, or the tower does not read its length.
         """
         if medium.stop is None:
-            samples = read_sound_samples(find_source(medium), self.settings)
+            samples = read_sound_samples(find_source(medium), self.settings, is_track=medium.has_track)
         else:
             samples = medium.stop - medium.start
         frames = self.settings.count_frames(samples)
@@ -89,12 +95,22 @@ class SoundReader:
         return ((plan.frames, 1, 1),)
 
     def read(self, medium: Medium, grids: tuple[Grid, ...]) -> Tensor:
-        """The frames (N, mels) of a sound that the tower reads, decoded now.
+        """The frames (N, mels) of a sound that the tower reads, decoded now; errors as `read_all`."""
+        return next(self.read_all([(medium, grids)]))
+
+    def read_all(self, media: Sequence[SizedMedium]) -> Iterator[Tensor]:
+        """The same of each of some sounds from one file; consecutive pieces are decoded in one pass.
 
         Raises:
-            UserError: if it cannot be decoded, or has not the length of before.
+            UserError: if one cannot be decoded, or has not the length of before.
         """
-        samples = decode_sound(find_source(medium), self.settings, medium.start, medium.stop)
+        for pieces in split_ascending(media):
+            source = find_source(pieces[0][0])
+            decoded = decode_pieces(source, self.settings, [medium.samples for medium, _ in pieces])
+            for (medium, grids), samples in zip(pieces, decoded, strict=True):
+                yield self._compute_frames(medium, grids, samples)
+
+    def _compute_frames(self, medium: Medium, grids: tuple[Grid, ...], samples: Tensor) -> Tensor:
         frames = self.settings.count_frames(len(samples))
         if ((frames, 1, 1),) != tuple(grids):
             raise UserError(f"{medium.name}: not of the length that it had when the data was prepared; restore it")
@@ -115,6 +131,18 @@ class SoundReader:
     def pack(self, frames_NM: Tensor, grids: tuple[Grid, ...]) -> Media:
         """The media of the frames of sounds and their numbers."""
         return pack_sounds(frames_NM, tuple(frames for frames, _, _ in grids))
+
+
+def split_ascending(media: Sequence[SizedMedium]) -> list[list[SizedMedium]]:
+    """Sounds from one file in lists, in each of which every piece begins at the end of the one before it, or later."""
+    lists = list[list[SizedMedium]]()
+    for medium, grids in media:
+        before = lists[-1][-1][0].stop if lists else None
+        if before is not None and medium.stop is not None and before <= medium.start:
+            lists[-1].append((medium, grids))
+        else:
+            lists.append([(medium, grids)])
+    return lists
 
 
 def build_sound_reader(folder: Path, shape: AudioShape) -> SoundReader:

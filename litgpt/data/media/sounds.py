@@ -1,5 +1,6 @@
 """Open sounds, and compute their log-mel frames as the published processor of a model folder does, to the bit."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from litgpt.data.media.containers import import_av, open_container
+from litgpt.data.media.containers import VIDEO_FORMATS, import_av, open_container
 from litgpt.data.media.errors import MediumError
 from litgpt.data.media.picture_settings import read_processor
 from litgpt.errors import UserError
@@ -24,7 +25,7 @@ EXTRACTOR = "WhisperFeatureExtractor"
 EXTRACTOR_DEFAULTS: dict[str, Any] = {"feature_size": 80, "sampling_rate": 16000, "hop_length": 160, "chunk_length": 30}
 EXTRACTOR_DEFAULTS |= {"n_fft": 400, "padding_value": 0.0, "dither": 0.0}
 KIND = "sound"
-SOUND_FORMATS = ("wav", "w64", "aiff", "mp3", "flac", "ogg", "aac", "mov", "matroska", "webm")
+SOUND_FORMATS = ("wav", "w64", "aiff", "mp3", "flac", "aac", *VIDEO_FORMATS)
 """FFmpeg's names of the formats that are read; others, such as playlists, open files that they name."""
 EXACT_CODECS = ("pcm_", "flac")
 """Starts of the names of codecs for which the header says how many samples there are."""
@@ -122,11 +123,14 @@ def count_missing_bytes(source: Path | bytes) -> int:
     return said + RIFF_HEADER - size if is_known else 0
 
 
-def read_sound_samples(source: Path | bytes, settings: SoundSettings, *, pieces: int = 1) -> int:
+def read_sound_samples(
+    source: Path | bytes, settings: SoundSettings, *, pieces: int = 1, is_track: bool = False
+) -> int:
     """The number of samples of a sound at the rate of the settings: from its header, or if that does not say, decoded.
 
     Args:
         pieces: the most sounds of the length that the model reads that it may be as long as.
+        is_track: whether it is that of a video, which is not split.
 
     Raises:
         MediumError: as `open_sound`, or if it is longer, or has no samples.
@@ -137,9 +141,9 @@ def read_sound_samples(source: Path | bytes, settings: SoundSettings, *, pieces:
             samples = 0
             for frame in container.decode(stream):
                 samples, rate = samples + frame.samples, frame.sample_rate  # which may be twice that of the header
-                check_samples(source, -(-samples * settings.rate // rate), settings, pieces)
+                check_samples(source, -(-samples * settings.rate // rate), settings, pieces, is_track=is_track)
     resampled = -(-samples * settings.rate // rate)
-    check_samples(source, resampled, settings, pieces)
+    check_samples(source, resampled, settings, pieces, is_track=is_track)
     return resampled
 
 
@@ -160,7 +164,9 @@ def find_samples(stream: "AudioStream") -> int | None:
     return round(stream.duration * stream.time_base * stream.codec_context.sample_rate)
 
 
-def check_samples(source: Path | bytes, samples: int, settings: SoundSettings, pieces: int = 1) -> None:
+def check_samples(
+    source: Path | bytes, samples: int, settings: SoundSettings, pieces: int = 1, *, is_track: bool = False
+) -> None:
     """Check the length of a sound.
 
     Raises:
@@ -170,58 +176,90 @@ def check_samples(source: Path | bytes, samples: int, settings: SoundSettings, p
     if samples > settings.most_samples * pieces:
         seconds = f"{samples / settings.rate:.1f} s"
         cure = f"cut it into pieces of at most {settings.seconds * pieces} s"
+        cure = f"{cure}, or set split_sounds: true" if pieces == 1 and not is_track else cure
         raise MediumError(name, "sound that is too long", seconds, cure)
     if samples <= 0:
         raise MediumError(name, "not a sound that can be read", "no samples", "use one with samples")
 
 
-def decode_sound(source: Path | bytes, settings: SoundSettings, start: int = 0, stop: int | None = None) -> Tensor:
+def decode_sound(source: Path | bytes, settings: SoundSettings) -> Tensor:
     """The samples (N,) of a sound, float32, the mean of its channels at the rate of the settings.
-
-    Args:
-        start, stop: the samples of a piece, at the rate of the settings; nothing after it is decoded. None for all of a
-            sound that the model reads.
 
     Raises:
         MediumError: as `read_sound_samples`, or if the file is cut off.
     """
-    av, parts, given, decoded, rate = import_av(KIND), list[np.ndarray](), 0, 0, 1
-    with open_sound(source) as (container, stream):
-        expected = find_samples(stream)
-        resampler = av.AudioResampler(format="fltp", rate=settings.rate)
-        for frame in container.decode(stream):
-            decoded, rate = decoded + frame.samples, frame.sample_rate
-            if stop is None:
-                check_samples(source, -(-decoded * settings.rate // rate), settings)
-            given = add_samples(parts, resampler.resample(frame), given, start)
-            if stop is not None and given >= stop:
-                break
-        else:
-            samples = -(-decoded * settings.rate // rate)
-            stop = samples if stop is None else stop
-            check_samples(source, min(samples, settings.most_samples), settings)  # whether there are any
-            add_samples(parts, resampler.resample(None), given, start)
-            if expected not in (None, decoded):
-                raise ValueError(f"the header says {expected} samples, but {decoded} are there")
-            if samples < stop:
-                raise ValueError(f"it ends at sample {samples}, before {stop}")
-    # the resampler's last samples depend on its filter, which may keep all of a sound of a few
-    piece = torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.float32)]))[: stop - start]
-    return torch.nn.functional.pad(piece, (0, stop - start - len(piece)))
+    (samples,) = decode_pieces(source, settings, [None])
+    return samples
 
 
-def add_samples(parts: list[np.ndarray], frames: Sequence[Any], given: int, start: int) -> int:
-    """Add the samples of decoded frames from `start` on to parts; the number of all samples so far.
+def decode_pieces(source: Path | bytes, settings: SoundSettings, pieces: Sequence[range | None]) -> Iterator[Tensor]:
+    """The samples (N,) of pieces of a sound, as of `decode_sound`, in one pass that ends with the last of them.
 
     Args:
-        given: the number of samples before these.
+        pieces: the samples of each, at the rate of the settings, ascending; None for all of a sound that the model
+            reads, alone.
+
+    Raises:
+        MediumError: as `decode_sound`, or if a piece is not all there.
     """
-    for frame in frames:
-        values = frame.to_ndarray().mean(0)
-        if given + len(values) > start:
-            parts.append(values[max(start - given, 0) :])
-        given += len(values)
-    return given
+    av, waiting, decoded, rate = import_av(KIND), deque(pieces), 0, 1
+    with open_sound(source) as (container, stream):
+        expected = find_samples(stream)
+        resampler, buffer = av.AudioResampler(format="fltp", rate=settings.rate), SampleBuffer()
+        for frame in container.decode(stream):
+            decoded, rate = decoded + frame.samples, frame.sample_rate
+            buffer.add(resampler.resample(frame))
+            if waiting[0] is None:
+                check_samples(source, -(-decoded * settings.rate // rate), settings)
+                continue
+            buffer.drop(waiting[0].start)
+            while waiting and (piece := waiting[0]) is not None and buffer.stop >= piece.stop:
+                waiting.popleft()
+                yield buffer.take(piece)
+            if not waiting:
+                return
+        samples = -(-decoded * settings.rate // rate)
+        check_samples(source, min(samples, settings.most_samples), settings)  # whether there are any
+        buffer.add(resampler.resample(None))
+        if expected not in (None, decoded):
+            raise ValueError(f"the header says {expected} samples, but {decoded} are there")
+        for each in waiting:
+            if each is not None and samples < each.stop:
+                raise ValueError(f"it ends at sample {samples}, before {each.stop}")
+            yield buffer.take(range(samples) if each is None else each)
+
+
+class SampleBuffer:
+    """The samples of a sound that are decoded and still needed.
+
+    Attributes:
+        stop: the number of all samples so far.
+    """
+
+    def __init__(self) -> None:
+        self.stop, self._start = 0, 0
+        self._parts: deque[np.ndarray] = deque()
+
+    def add(self, frames: Sequence[Any]) -> None:
+        """Add the samples of decoded frames."""
+        for frame in frames:
+            self._parts.append(frame.to_ndarray().mean(0))
+            self.stop += len(self._parts[-1])
+
+    def drop(self, start: int) -> None:
+        """Forget samples before one, as far as whole parts."""
+        while self._parts and self._start + len(self._parts[0]) <= start:
+            self._start += len(self._parts.popleft())
+
+    def take(self, piece: range) -> Tensor:
+        """The samples (N,) of a piece, and silence for those that the resampler has kept.
+
+        It keeps the last ones of a sound, by its filter, which may be all of a sound of a few.
+        """
+        self.drop(piece.start)
+        first, joined = piece.start - self._start, np.concatenate([*self._parts, np.zeros(0, np.float32)])
+        decoded = torch.from_numpy(joined[first : first + len(piece)].copy())
+        return torch.nn.functional.pad(decoded, (0, len(piece) - len(decoded)))
 
 
 def compute_log_mel(samples_N: Tensor, settings: SoundSettings) -> Tensor:

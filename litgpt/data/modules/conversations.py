@@ -102,6 +102,9 @@ class Conversations(FinetuningData):
     split_sounds: bool = False
     """Split a sound that is longer than the model hears into equal pieces, each a sound of its own; else it is an
     error, which on_error treats."""
+    video_sounds: bool = False
+    """Read the sound tracks of videos with their frames, by a model that hears videos; a video without one is read as
+    its frames alone."""
     null_prompt: Fraction = 0.0
     """Fraction of the samples, of those whose answer has an image, that are trained without the text of their question,
     which guidance at sampling needs; 0.1 is usual."""
@@ -177,8 +180,8 @@ class Conversations(FinetuningData):
             raise UserError(
                 f"data.group_by_length: {self.group_by_length} needs all lengths; set data.streaming: false"
             )
-        of_media = {"media_urls.enabled": self.media_urls.enabled, "split_sounds": self.split_sounds}
-        for name, setting in {"null_prompt": self.null_prompt, **of_media}.items():
+        of_media = {name: getattr(self, name) for name in ("null_prompt", "split_sounds", "video_sounds")}
+        for name, setting in {**of_media, "media_urls.enabled": self.media_urls.enabled}.items():
             if setting:
                 shown, cure = str(setting).lower(), "set data.streaming: false"
                 raise UserError(f"data.{name}: {shown} is not supported with data.streaming: true; {cure}")
@@ -249,15 +252,16 @@ class Conversations(FinetuningData):
         media_dir = find_media_folder(source, self.cache_dir, self.media_dir)
         names = [self._names] if any(self._names.values()) else []
         settings = [source.format, source.columns, self.system, self.tool_format, *names, *urls.fingerprint_parts()]
-        settings += ["split_sounds"] if self.split_sounds else []
+        settings += [name for name in ("split_sounds", "video_sounds") if getattr(self, name)]
         threads = urls.connections if urls.enabled else 0
         return RowSet(source.path, files, read, convert, settings, source.channel, media_dir, threads=threads)
 
     def _build_resolver(self, source: DataSource) -> Callable[[Conversation], Conversation]:
-        """What finds the files of the media of conversations, and splits long sounds."""
+        """What finds the files of the media of conversations, splits long sounds, and marks the tracks of videos."""
         folder = find_media_folder(source, self.cache_dir, self.media_dir)
-        split = media.long_sounds.find_splitter(self.tokenizer.folder) if self.split_sounds else None
-        return build_resolver(folder, self.cache_dir, self.media_urls, split)
+        asked = {"split_sounds": self.split_sounds, "video_sounds": self.video_sounds}
+        steps = media.media_steps.find_media_steps(self.tokenizer.folder, **asked)
+        return build_resolver(folder, self.cache_dir, self.media_urls, steps)
 
     def complete(self, conversation: Conversation) -> Conversation:
         """Add the default system message to a conversation, and write its tools in the format of the settings."""
@@ -271,10 +275,11 @@ class Conversations(FinetuningData):
         """Build the renderer of the chat template, or of the prompt style that replaces it."""
         if self.prompt_style is not None:
             settings = (self.train_on == "last_answer", self.weights, self.template_args, self.chat_template)
-            if any((*settings, self.null_prompt, self.split_sounds)) or self.end_of_turn != "turn":
+            of_media = (self.null_prompt, self.split_sounds, self.video_sounds)
+            if any((*settings, *of_media)) or self.end_of_turn != "turn":
                 raise UserError(
-                    "data.prompt_style: chat_template, template_args, weights, end_of_turn, null_prompt, split_sounds "
-                    "and train_on: last_answer are not supported with it; leave it out to use the chat template"
+                    "data.prompt_style: chat_template, template_args, weights, end_of_turn, null_prompt, split_sounds, "
+                    "video_sounds and train_on: last_answer are not supported; leave it out to use the chat template"
                 )
             if self.tool_format in RESULT_MASKS:
                 raise UserError(

@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from litgpt.data.read.fields import BadRow, check_text
@@ -67,6 +67,7 @@ class Medium:
         kind: one of `MEDIA_KINDS`.
         url: where it is, or was fetched from.
         start, stop: the samples of a sound that it is a piece of, at the rate of the model; None for all of it.
+        has_track: whether the sound track of a video is read with its frames; of a sound, whether it is such a track.
     """
 
     path: str | None = None
@@ -75,11 +76,22 @@ class Medium:
     url: str | None = None
     start: int = 0
     stop: int | None = None
+    has_track: bool = False
 
     @property
     def is_known(self) -> bool:
         """Whether it has a source."""
         return self.path is not None or self.data is not None or self.url is not None
+
+    @property
+    def samples(self) -> range | None:
+        """The samples of a sound that it is a piece of; None for all of it."""
+        return None if self.stop is None else range(self.start, self.stop)
+
+    @property
+    def whole(self) -> "Medium":
+        """The sound that it is a piece of; itself if it is none."""
+        return self if self.stop is None else replace(self, start=0, stop=None)
 
     @property
     def name(self) -> str:

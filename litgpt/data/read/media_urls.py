@@ -4,7 +4,7 @@ import hashlib
 import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +16,8 @@ from annotated_types import Ge, Le
 from litgpt.data.read.conversation import Conversation
 from litgpt.data.read.fields import BadRow
 from litgpt.data.read.media import Medium, refuse_url
-from litgpt.data.read.message import Message
 from litgpt.data.read.public_urls import Deadline, receive_file
-from litgpt.data.read.row_media import resolve_media
+from litgpt.data.read.row_media import MediaStep, resolve_media
 from litgpt.errors import UserError
 from litgpt.files import sync_file, write_text
 from litgpt.recipe.bounds import check_numbers
@@ -58,22 +57,21 @@ def open_fetcher(folder: Path, limits: MediaUrls) -> Callable[[Medium], Path]:
 
 
 def build_resolver(
-    folder: Path, downloads: Path, urls: MediaUrls, split: Callable[[Message], Message] | None = None
+    folder: Path, downloads: Path, urls: MediaUrls, steps: Sequence[MediaStep] = ()
 ) -> Callable[[Conversation], Conversation]:
     """What finds the files of the media of conversations, or raises a BadRow.
 
     Args:
         folder: that paths are relative to and may not leave.
         downloads: in whose folder `media` the files of URLs are kept.
-        split: puts the pieces of long sounds in their place; None to leave them as they are.
+        steps: change the messages then, as in `resolve_media`.
     """
     fetch = open_fetcher(downloads.absolute() / "media", urls)
 
     def resolve(conversation: Conversation) -> Conversation:
         if not conversation.media:
             return conversation
-        messages = resolve_media(conversation.messages, folder, fetch)
-        return replace(conversation, messages=messages if split is None else tuple(map(split, messages)))
+        return replace(conversation, messages=resolve_media(conversation.messages, folder, fetch, steps))
 
     return resolve
 

@@ -106,8 +106,6 @@ def check_shared_media(preference: Preference) -> Preference:
                 raise BadRow(f"{medium.kind} in an answer is not supported by preferences", "move it to the prompt")
         if side.objects is not None:
             raise BadRow("boxes are not supported by preferences", "write them into the texts")
-    if any(medium.kind == "audio" for medium in preference.media):
-        raise BadRow("audio data is not supported by preferences", "remove it to train on the text alone")
     if any(side.media != preference.media for side in sides):
         raise BadRow("answers with different media", "use the same in both prompts")
     return preference

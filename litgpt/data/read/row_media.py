@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from litgpt.data.read.message import Message
 
 MediaSources = Mapping[str, Sequence[Any]]
 """The sources of media beside a text, by kind."""
+MediaStep = Callable[[Message], Message]
+"""Changes the media of a message when they have files, such as long sounds into pieces; may raise a BadRow."""
 
 
 def list_media_sources(row: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -70,16 +73,20 @@ def attach_media(messages: Sequence[Message], sources: MediaSources) -> tuple[Me
 
 
 def resolve_media(
-    messages: Sequence[Message], folder: Path | None, fetch: Callable[[Medium], Path] = refuse_url
+    messages: Sequence[Message],
+    folder: Path | None,
+    fetch: Callable[[Medium], Path] = refuse_url,
+    steps: Sequence[MediaStep] = (),
 ) -> tuple[Message, ...]:
     """The messages with a file for each of their media that has a path or a URL.
 
     Args:
         folder: that paths are relative to and may not leave; None for any paths.
         fetch: finds the file of one at a URL, or raises a BadRow.
+        steps: change the messages then, one after the other.
 
     Raises:
-        BadRow: for a path that leaves the folder, and for a URL that is refused or cannot be fetched.
+        BadRow: for a path that leaves the folder, and for a URL that is refused or cannot be fetched; and by `steps`.
     """
     root = None if folder is None else folder.resolve()
 
@@ -97,6 +104,7 @@ def resolve_media(
             raise BadRow(f"{medium.kind} outside of the folder of the data", cure)
         return replace(medium, path=str(path))
 
-    return tuple(
+    resolved = (
         replace(message, media=tuple(map(resolve, message.media))) if message.media else message for message in messages
     )
+    return tuple(reduce(lambda changed, step: step(changed), steps, message) for message in resolved)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -132,15 +132,20 @@ class FeaturePlacer(ABC):
         pieces, media, total, previous = list[np.ndarray](), list[PlacedMedium](), 0, 0
         factors = list[np.ndarray]()
         for token, (medium, plan) in zip(marked.tolist(), plans, strict=True):
-            grids = self.media_reader.find_part(medium.kind).list_grids(plan)
-            run = np.array(self._build_run(medium, plan, grids), np.int32)
-            pieces += [ids[previous:token], run]
+            run, placed = self._write_run(medium, plan)
+            pieces += [ids[previous:token], np.array(run, np.int32)]
             factors += [weights[previous:token], np.zeros(len(run), np.float32)]
             total += token - previous
-            media.append(PlacedMedium(medium, total, len(run), grids, plan.seconds))
+            media += [replace(each, start=total) for each in placed]
             total, previous = total + len(run), token + 1
         pieces, factors = [*pieces, ids[previous:]], [*factors, weights[previous:]]
         return Example(np.concatenate(pieces), np.concatenate(factors), media=tuple(media))
+
+    def _write_run(self, medium: Medium, plan: Any) -> tuple[list[int], list[PlacedMedium]]:
+        """The tokens of a medium, and what is placed among them, in a text that they begin."""
+        grids = self.media_reader.find_part(medium.kind).list_grids(plan)
+        run = self._build_run(medium, plan, grids)
+        return run, [PlacedMedium(medium, 0, len(run), grids, plan.seconds)]
 
     def fingerprint_parts(self) -> list[Any]:
         """Everything that the places depend on besides tokenizer and media, as JSON values."""

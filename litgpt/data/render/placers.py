@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from litgpt.data.media.codes import open_code_reader
-from litgpt.data.media.reader import AnyReader
+from litgpt.data.media.reader import AnyReader, JointReader
 from litgpt.data.render.code_places import CodePlacer
 from litgpt.data.render.feature_places import FeaturePlacer
 from litgpt.data.render.joint_places import JointPlacer
@@ -44,5 +44,7 @@ def build_feature_placer(reader: AnyReader, tokenizer: Tokenizer) -> FeaturePlac
     Raises:
         UserError: if the tokenizer has no token for them.
     """
-    placers = [PLACERS[part.kinds[0]](part, tokenizer) for part in reader.parts]
-    return placers[0] if len(placers) == 1 else JointPlacer(reader, tokenizer, *placers)
+    if isinstance(reader, JointReader):
+        images, sounds = reader.parts
+        return JointPlacer(reader, tokenizer, MediaPlacer(images, tokenizer), SoundPlacer(sounds, tokenizer))
+    return PLACERS[reader.kinds[0]](reader, tokenizer)

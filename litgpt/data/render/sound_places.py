@@ -15,7 +15,7 @@ class SoundPlacer(FeaturePlacer):
     """Writes out the places of sounds."""
 
     def __init__(self, reader: SoundReader, tokenizer: Tokenizer) -> None:
-        self.shape = reader.shape
+        self.reader, self.shape = reader, reader.shape
         super().__init__(reader, tokenizer)
 
     def write_marks(self, conversation: Conversation) -> Conversation:

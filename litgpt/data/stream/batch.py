@@ -135,19 +135,30 @@ def to_batch(arrays: BatchArrays, *, trained: int | None = None) -> Batch:
 
 def pop_media(arrays: BatchArrays) -> Media | None:
     """Remove the arrays of images, videos and sounds, and return these; None without any."""
-    names = ("patches", "grids", "uses", "image_answers", "frames", "lengths")
-    patches, grids, uses, answers, frames, lengths = (arrays.pop(name, None) for name in names)
+    names = ("patches", "grids", "uses", "image_answers")
+    patches, grids, uses, answers = (arrays.pop(name, None) for name in names)
+    sounds = pop_sounds(arrays)
     order = take_order(arrays)
-    if patches is None and frames is None:
+    if patches is None and sounds is None:
         return None
     media = build_empty_media()
     if patches is not None and grids is not None:
         media = Media(torch.from_numpy(patches), tuple((t, h, w) for t, h, w in grids.tolist()), order=order)
     if uses is not None and answers is not None:
         media = replace(media, uses=uses.tolist(), answers=answers.tolist())
+    return replace(media, sounds=sounds)
+
+
+def pop_sounds(arrays: BatchArrays) -> Sounds | None:
+    """Remove the arrays of sounds, and return these; None without any."""
+    names = ("frames", "lengths", "sound_uses", "sound_answers", "sound_counts")
+    frames, lengths, uses, answers, counts = (arrays.pop(name, None) for name in names)
     if frames is None or lengths is None:
-        return media
-    return replace(media, sounds=Sounds(torch.from_numpy(frames), tuple(lengths[:, 0].tolist())))
+        return None
+    sounds = Sounds(torch.from_numpy(frames), tuple(lengths[:, 0].tolist()))
+    if uses is None or answers is None or counts is None:
+        return sounds
+    return replace(sounds, uses=uses.tolist(), answers=answers.tolist(), counts=tuple(counts.tolist()))
 
 
 def collate_rows(

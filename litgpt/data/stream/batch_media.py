@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from litgpt.data.media.errors import MissingExtraError
-from litgpt.data.media.reader import AnyReader
+from litgpt.data.media.reader import AnyReader, read_media
 from litgpt.data.read.media import Medium
 from litgpt.data.read.row_sets import MAX_SHOWN
 from litgpt.data.render.example import Example, PlacedMedium
@@ -50,7 +50,8 @@ class MediaLoader:
         not at their places in order, those of `FeatureOrder.to_arrays`; if they have sounds, their `frames` (N, mels)
         and `lengths` (K, 3), which are the numbers of frames, of 1 row and of 1 column.
 
-        Those of samples of two answers, which share images, have also `uses` and `image_answers`, as in `Media`.
+        Those of samples of two answers, which share media, have also `uses` and `image_answers`, as in `Media`, or the
+        same of sounds, `sound_uses` and `sound_answers`, and the frames of each, `sound_counts`.
         One that cannot be read is zeros, and no token of its sample is trained; `unreadable` is the number of these
         samples, if there are any.
 
@@ -64,7 +65,7 @@ class MediaLoader:
                 media = list_distinct(example)
                 pairs = [(self.reader.find_part(each.medium.kind), each) for each in media]
                 try:
-                    values = [part.read(each.medium, each.grids) for part, each in pairs]
+                    values = list(read_media(self.reader, [(each.medium, each.grids) for each in media]))
                     orders = [part.read_order(each.medium, each.grids, each.tokens) for part, each in pairs]
                 except MissingExtraError:
                     raise
@@ -77,7 +78,7 @@ class MediaLoader:
         if not read:
             return rows, {}
         examples = [example for row in kept for example in row]
-        uses = number_uses(examples) if any(example.split for example in examples) else {}
+        uses = self._number_uses(examples, read) if any(example.split for example in examples) else {}
         failed = {"unreadable": np.array(self.failed - before)} if self.failed > before else {}
         return kept, self._collect(read) | uses | failed
 
@@ -93,6 +94,16 @@ class MediaLoader:
             arrays[sizes_name] = np.array([grid for each in of_part for grid in each.placed.grids], np.int64)
         order = join_orders([each.order for each in read])
         return arrays if order is None else arrays | order.to_arrays()
+
+    def _number_uses(self, examples: Sequence[Example], read: Sequence[ReadMedium]) -> dict[str, np.ndarray]:
+        """The arrays of which medium is at which place of samples of two answers, for each tower that has some."""
+        arrays: dict[str, np.ndarray] = {}
+        for part in self.reader.parts:
+            if any(each.placed.medium.kind in part.kinds for each in read):
+                uses, answers = number_uses(examples, part.kinds)
+                arrays |= dict(zip(part.use_names, (uses, answers), strict=True))
+        counts = [len(each.values) for each in read if each.placed.medium.kind == "audio"]
+        return arrays | ({"sound_counts": np.array(counts, np.int64)} if counts else {})
 
     def _handle_error(self, error: UserError) -> None:
         if self.on_error == "raise":
@@ -126,16 +137,20 @@ def list_distinct(example: Example) -> list[PlacedMedium]:
     return list(distinct.values()) if example.split else list(example.media)
 
 
-def number_uses(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """`uses` and `image_answers` of samples of two answers: `uses` and `answers` as in `Media`, (U,) each."""
+def number_uses(examples: Sequence[Example], kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`uses` and `answers` as in `Media`, (U,) each, of the media of some kinds in samples of two answers."""
     uses, answers, count = list[int](), list[int](), 0
     for number, example in enumerate(examples):
         grids = dict[tuple[Medium, tuple[Grid, ...]], range]()
         for each in list_distinct(example):
+            if each.medium.kind not in kinds:
+                continue
             grids[each.medium, each.grids] = range(count, count + len(each.grids))
             count += len(each.grids)
         for answer, document in enumerate(example.documents, start=2 * number):
             for each in document.media:
+                if each.medium.kind not in kinds:
+                    continue
                 uses += grids[each.medium, each.grids]
                 answers += [answer] * len(each.grids)
-    return {"uses": np.array(uses, np.int64), "image_answers": np.array(answers, np.int64)}
+    return np.array(uses, np.int64), np.array(answers, np.int64)

@@ -24,7 +24,7 @@ from litgpt.infer.server.texts import AnswerText, CallReader
 from litgpt.infer.server.tool_calls import build_call_schema, find_call_format, parse_arguments
 from litgpt.model.gpt import GPT
 
-NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+NONE_FETCHED: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ServedModel:
         context = () if self.encoder.has_format(None) else encoded.ids
         return Job(requests, [AnswerText(self.tokenizer, context, stops)])
 
-    def start_chat(self, body: ChatCompletion, files: Mapping[str, bytes] = NO_FILES) -> Job:
+    def start_chat(self, body: ChatCompletion, files: Mapping[str, bytes] = NONE_FETCHED) -> Job:
         """The requests for one answer, or several, in a chat.
 
         Args:

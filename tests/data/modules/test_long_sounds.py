@@ -9,8 +9,9 @@ import torch
 
 from litgpt.api import LLM
 from litgpt.cli import main
-from litgpt.data.media import long_sounds
-from litgpt.data.media.sounds import SoundSettings, decode_sound
+from litgpt.data.media import long_sounds, sounds
+from litgpt.data.media.containers import import_av
+from litgpt.data.media.sounds import SoundSettings, decode_pieces, decode_sound
 from litgpt.data.read.media import Medium
 from litgpt.errors import UserError
 from tests.audio_model import draw_sound, write_audio_model
@@ -62,8 +63,27 @@ def test_pieces_are_those_of_the_whole(form: str, codec: str, tmp_path: Path) ->
     medium = Medium(path=str(tmp_path / "long"), kind="audio")
     pieces = long_sounds.split_sound(medium, SETTINGS)
     assert len(pieces) == 3 and [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:2]]
-    decoded = torch.cat([decode_sound(data, SETTINGS, piece.start, piece.stop) for piece in pieces])
-    assert torch.equal(decoded, whole)
+    alone = [next(decode_pieces(data, SETTINGS, [piece.samples])) for piece in pieces]
+    assert torch.equal(torch.cat(alone), whole)
+    some = list(decode_pieces(data, SETTINGS, [pieces[0].samples, range(20_000, 20_001), pieces[2].samples]))
+    assert torch.equal(torch.cat([some[0], alone[1], some[2]]), whole) and some[1] == whole[20_000]
+
+
+def test_a_long_sound_is_decoded_once(model: Path, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pieces are decoded in one pass, also beside other sounds, and twice if it is there twice."""
+    opened = list[Any]()
+    write_rows(long.parent, [{**ask("x", "<audio><audio><audio>?"), "audios": ["long.wav", "piece0.wav", "long.wav"]}])
+    data = open_data(model, long.parent, split_sounds=True)
+    monkeypatch.setattr(sounds, "import_av", lambda kind: opened.append(kind) or import_av(kind))
+    (batch,) = read_batches(data, 1, micro_batch_size=1)
+    assert batch.media.sounds.lengths == (84,) * 7 and len(opened) == 3
+    llm = LLM.load(model, distribute=None)
+    llm.split_sounds = True
+    opened.clear()
+    prompt = llm.prompt_encoder().encode("<audio>?", None, None, sources={"audio": [str(long)]})
+    before = len(opened)
+    images = prompt.load_images()
+    assert images is not None and len(images.images) == 3 and len(opened) == before + 1
 
 
 def test_limits_of_pieces(model: Path, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,8 +111,14 @@ def test_sounds_are_heard(hearing: tuple[str, Server], folder: Path) -> None:
 
 def film(**settings: Any) -> bytes:
     buffer = io.BytesIO()
-    write_video(buffer, form="mp4", **settings)
+    write_video(buffer, **{"form": "mp4", **settings})
     return buffer.getvalue()
+
+
+def film_growing() -> bytes:
+    """A video whose frames are much larger from the fourth on."""
+    small, large = (film(frames=4, size=size, form="mpegts") for size in ((16, 24), (96, 128)))
+    return small + large
 
 
 def check_refusals(address: str, wrong: list[tuple[list[dict[str, Any]], str]], good: dict[str, Any]) -> None:
@@ -151,6 +157,7 @@ def test_wrong_videos_are_errors_of_the_request(seeing: tuple[str, Server], fold
             [build_url("video", film(frames=20))],
             "20 frames of 64 x 48 pixels: more than max_video_pixels: 5000; send a",
         ),
+        ([build_url("video", film_growing())], "too many pixels (more than 5,000 in its frames, which grow)"),
         ([build_url("video", good)] * 3, "3 videos are more than max_videos: 2; send fewer"),
         ([build_input(sound)], "audio: audio data is not supported (by this model)"),
     ]
