@@ -8,7 +8,7 @@ run. Prints the rate of matrix products in float32 and bfloat16, with one thread
 largest products of the step: by torch (on x86, MKL in float32 and oneDNN in bfloat16), and by oneDNN; the bandwidth of
 the memory; and the time of the step by its parts. The limit of a dtype is its highest rate with all threads: a share is
 the FLOPs of products over their time and this limit. The limit of the optimizer is the bandwidth, with 28 bytes a
-parameter (AdamW in float32).
+parameter that is trained, as `run.json` of the run counts them (AdamW in float32).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 DTYPES = {"float": "float32", "c10::BFloat16": "bfloat16"}  # names in traces
-SIZE, COPIED_FLOATS = 2048, 1 << 26
+SIZE, ADDED_FLOATS = 2048, 1 << 26
 SECONDS = 0.4  # for each rate
 LARGEST = 4  # products of the step that are measured alone
 ADAMW_BYTES = 28  # reads four float32 numbers of a parameter and writes three
@@ -49,9 +49,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write limits and parts to this file")
     options = parser.parse_args()
     parts, shapes = read_trace(options.trace)
+    parts["optimizer"]["bandwidth"] = count_optimizer_bytes(options.trace)
     limits = {dtype: print_rates(dtype, shapes, options.threads) for dtype in DTYPES.values()}
     limits["bandwidth"] = max(measure_bandwidth(threads) for threads in (1, options.threads))
-    print(f"memory: {limits['bandwidth'] / 1e9:.1f} GB/s read and written by a copy\n")
+    print(f"memory: {limits['bandwidth'] / 1e9:.1f} GB/s read and written by a sum in place\n")
     print_parts(parts, limits)
     if options.json:
         seconds = sum(compute_seconds_at_limit(part, limits) for part in parts.values())
@@ -90,9 +91,9 @@ def measure_product(multiply: Callable[..., Any], shape: Shape, dtype: torch.dty
 
 
 def measure_bandwidth(threads: int) -> float:
-    """The highest bytes/s, read and written, of a copy that no cache holds."""
-    source, target = torch.zeros(COPIED_FLOATS), torch.ones(COPIED_FLOATS)
-    return 2 * source.nbytes / measure_seconds(lambda: target.copy_(source), threads)
+    """The highest bytes/s of a sum in place that no cache holds, which reads what it writes, as an optimizer does."""
+    source, target = torch.zeros(ADDED_FLOATS), torch.ones(ADDED_FLOATS)
+    return 3 * source.nbytes / measure_seconds(lambda: target.add_(source), threads)
 
 
 def measure_seconds(work: Callable[[], Any], threads: int) -> float:
@@ -108,7 +109,7 @@ def measure_seconds(work: Callable[[], Any], threads: int) -> float:
 
 
 def read_trace(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, list[Shape]]]:
-    """Read the seconds of a step by part, with FLOPs by dtype and bytes as `bandwidth`; and the largest products."""
+    """Read the seconds of a step by part, with FLOPs by dtype; and the largest products."""
     with gzip.open(path) as file:
         events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X" and event["dur"] > 0]
     steps = [event for event in events if event["name"].startswith("step ")]
@@ -132,6 +133,12 @@ def read_trace(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, list[
     return {name: dict(figures) for name, figures in parts.items()}, largest
 
 
+def count_optimizer_bytes(trace: Path) -> float:
+    """The bytes that AdamW moves in a step of the run of a trace, which has no sizes of lists of many tensors."""
+    record = json.loads((trace.parents[1] / "run.json").read_text(encoding="utf-8"))
+    return ADAMW_BYTES * record["model"]["trained_parameters"]
+
+
 def find_part(event: dict[str, Any]) -> str:
     """The part of a step that an annotation or operation belongs to, if what contains it has none."""
     name = event["name"]
@@ -142,11 +149,9 @@ def find_part(event: dict[str, Any]) -> str:
 
 
 def count_work(event: dict[str, Any], shapes: dict[str, dict[Shape, float]]) -> dict[str, float]:
-    """Count the FLOPs of a product by its dtype, which is added to `shapes`, or the bytes that AdamW moves."""
+    """Count the FLOPs of a product by its dtype, which is added to `shapes`."""
     name, arguments = event["name"], event.get("args", {})
     dims, types = arguments.get("Input Dims", []), arguments.get("Input type", [])
-    if name == "aten::_fused_adamw_":
-        return {"bandwidth": ADAMW_BYTES * sum(prod(shape) for shape in dims[0])}
     if name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::baddbmm"):
         (left, right), dtype = dims[:2] if name in ("aten::mm", "aten::bmm") else dims[1:3], DTYPES[types[0]]
         flops = 2.0 * prod(left) * right[-1]

@@ -22,6 +22,7 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.model.init import Writer, copy_into
 from litgpt.model.surgery import add_mixin
+from litgpt.model.uncompiled import uncompiled
 
 BLOCK = 64  # weights that share a scale
 SCALE_BLOCK = 256  # scales that share a scale, if those are quantized too
@@ -93,7 +94,7 @@ class QuantizedMatmul(torch.autograd.Function):
         return grad @ ctx.dequantize(*ctx.saved_tensors), *[None] * (1 + len(ctx.saved_tensors))
 
 
-quantized_matmul = torch.compiler.disable(QuantizedMatmul.apply)  # the libraries' kernels cannot be traced
+quantized_matmul = uncompiled(QuantizedMatmul.apply)  # the libraries' kernels cannot be traced
 """`QuantizedMatmul` with a graph break before and after it."""
 
 

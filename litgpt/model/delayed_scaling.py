@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from litgpt.model.fp8 import MIN_AMAX, Product, build_float8_config, build_mm_config, import_float8
+from litgpt.model.uncompiled import uncompiled
 
 OPERANDS = ("input", "weight", "grad_output")
 HISTORY_FILE = "fp8_amax_history.json"
@@ -58,7 +59,7 @@ class AmaxHistory:
         """The product of a matrix."""
         index = self.names.index(name)
 
-        @torch.compiler.disable  # it records values in backward too
+        @uncompiled  # it records values in backward too
         def multiply(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
             return DelayedProduct.apply(x_RI, weight_OI, self, index, torch.is_grad_enabled())
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from litgpt.model.moe import Experts, select_bias
 from litgpt.model.surgery import add_mixin
 from litgpt.model.torchao import import_torchao
+from litgpt.model.uncompiled import uncompiled
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """(R, I), (O, I) -> (R, O)"""
@@ -135,7 +136,7 @@ def multiply_rows(x: Tensor, weight_OI: Tensor, product: Product, unit: int) -> 
     return y_RO[:rows].unflatten(0, x.shape[:-1])
 
 
-@torch.compiler.disable  # the numbers of rows are read from the device
+@uncompiled  # the numbers of rows are read from the device
 def multiply_groups(x_RI: Tensor, weight_EOI: Tensor, ends_E: Tensor, product: Product, unit: int) -> Tensor:
     """(R, I), (E, O, I) -> (R, O): the rows of each expert with its matrix, scaled apart."""
     outputs = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from litgpt.model.config import Config
 from litgpt.model.layers import GatedMLP, build_gating, has_mlp_bias
 from litgpt.model.routing import Routing
+from litgpt.model.uncompiled import uncompiled
 
 
 class MoE(nn.Module):
@@ -332,7 +333,7 @@ def is_aligned(x_RD: Tensor, weight_EOD: Tensor) -> bool:
     return all(size * x_RD.element_size() % 16 == 0 for size in weight_EOD.shape[1:])
 
 
-@torch.compiler.disable  # torch 2.14 compiles grouped products of bfloat16 only
+@uncompiled  # torch 2.14 compiles grouped products of bfloat16 only
 def grouped_mm_any_dtype(x_RD: Tensor, weight_EDO: Tensor, *, offs: Tensor) -> Tensor:
     """`F.grouped_mm` for any floating-point dtype and size."""
     is_supported = x_RD.dtype != torch.float64 and is_aligned(x_RD, weight_EDO)

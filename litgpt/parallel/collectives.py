@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from litgpt.model.surgery import Function
+from litgpt.model.uncompiled import uncompiled
 
 
 def all_gather_no_grad(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
@@ -124,7 +125,7 @@ def all_to_all(rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], o
     return _Collective.apply(rows, all_to_all_no_grad, _return_rows, group, list(input_splits), list(output_splits))
 
 
-@torch.compiler.disable  # an exchange under way is not a tensor
+@uncompiled  # an exchange under way is not a tensor
 def start_all_to_all(
     rows: Tensor, group: ProcessGroup, input_splits: Sequence[int], output_splits: Sequence[int]
 ) -> Callable[[], Tensor]:
@@ -136,7 +137,7 @@ def start_all_to_all(
     waits: list[Callable[[], Tensor]] = []
     settings = (waits, group, list(input_splits), list(output_splits))
     received = _StartAllToAll.apply(rows, *settings)
-    return torch.compiler.disable(partial(_FinishAllToAll.apply, received, *settings))
+    return uncompiled(partial(_FinishAllToAll.apply, received, *settings))
 
 
 class _StartAllToAll(torch.autograd.Function):

@@ -20,6 +20,7 @@ from torch.distributed.tensor.experimental._context_parallel._attention import (
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config
+from litgpt.model.uncompiled import uncompiled
 
 ALTERNATIVE = "set parallel.context_method: all-gather"
 TOKENS_DIM = 2
@@ -53,7 +54,7 @@ KERNELS = {
 }
 
 
-@torch.compiler.disable
+@uncompiled
 def ring_attention(q_BHPS: Tensor, k_BKPS: Tensor, v_BKPS: Tensor, group: ProcessGroup, scale: float) -> Tensor:
     """Causal attention, (B, H, P, S), of rows in head-tail shards (`token_sharding.HeadTailSharding`)."""
     set_rotate_method("alltoall")  # torch's other method gathers keys and values

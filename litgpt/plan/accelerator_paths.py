@@ -7,19 +7,21 @@ from unittest.mock import patch
 
 from torch.nn import functional
 
-from litgpt.model import attention, moe
+from litgpt.model import attention, layers, moe
 from litgpt.parallel import fp8
 from litgpt.plan.fused_attention import attend_fused
 from litgpt.plan.fused_norm import rms_norm
-from litgpt.train import cross_entropy
+from litgpt.train import build_state, cross_entropy
 
 CPU_PATHS = (
     (cross_entropy, "CACHED_ELEMENTS", sys.maxsize),  # all rows of a chunk of logits at a time
     (attention, "is_half_on_cpu", lambda *_: False),  # the backward pass of attention in the type of the forward pass
     (fp8, "is_emulated", lambda *_: False),
+    (layers, "is_trained_on_cpu", lambda _: False),
     (functional, "rms_norm", rms_norm),
     (functional, "scaled_dot_product_attention", attend_fused),
     (moe, "share_product", lambda *_: False),
+    (build_state, "is_lean", lambda _: False),
 )
 """What the code does on a CPU only: its module, its name, and the value that it has on an accelerator."""
 

@@ -11,6 +11,7 @@ from litgpt.parallel.mesh import Mesh
 from litgpt.parallel.precision import build_precision
 from litgpt.recipe.parallel import ParallelDims
 from litgpt.recipe.training import Training
+from litgpt.train.gated_product import recompute_products
 from litgpt.train.guard import LossScale
 from litgpt.train.initial_weights import build_reference, fill_model
 from litgpt.train.optimizer import build_optimizers
@@ -43,6 +44,8 @@ def build_train_state(
     starts_over = not resumed or spec.scores_ahead
     fill_model(model, spec, recipe.seed, device, resumed=not starts_over)
     reference = build_reference(model, spec, recipe.seed, device, resumed=resumed) if starts_over else None
+    if mesh is None and is_lean(device) and not is_compiled(recipe, device):
+        recompute_products(model)
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner, spec.rates)
     schedule = adapt.build_schedule(model, spec.tuner, recipe.seed, steps) if spec.tuner else None
     if schedule:
@@ -54,6 +57,11 @@ def build_train_state(
     state.timers = StepTimers(device) if recipe.log.timers else None
     state.routers = RouterTrainer(recipe.moe, model, mesh) if spec.config.n_expert else None
     return state
+
+
+def is_lean(device: torch.device) -> bool:
+    """Whether a model that is not sharded computes gradients in ways that need less memory on a CPU."""
+    return device.type == "cpu"
 
 
 def is_compiled(recipe: Training, device: torch.device) -> bool:

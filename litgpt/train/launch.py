@@ -31,5 +31,5 @@ def launch(recipe: Training) -> Fabric:
     ranks_per_seed = 1 if recipe.parallel.sequence else dims.tensor
     fabric.seed_everything(recipe.seed + fabric.global_rank // ranks_per_seed, verbose=False)
     if not torch.cuda.is_available():
-        keep_freed_memory()
+        keep_freed_memory(shared=True)
     return fabric

@@ -10,6 +10,7 @@ from litgpt.data.stream.batch import Batch
 from litgpt.model.gpt import GPT
 from litgpt.model.moe import Router
 from litgpt.model.routing import STATISTICS, Routing, detach
+from litgpt.model.uncompiled import uncompiled
 from litgpt.parallel.apply import copy_full_tensor, full_tensor
 from litgpt.parallel.collectives import all_reduce_no_grad, slice_local
 from litgpt.parallel.mesh import Mesh
@@ -123,7 +124,7 @@ def build_sum(mesh: Mesh | None, axes: Sequence[str]) -> Callable[[Tensor], Tens
     """The function that sums a tensor over some axes of the batch."""
     groups = [mesh.group(axis) for axis in axes if mesh.batch[axis].size() > 1] if mesh is not None else []
 
-    @torch.compiler.disable
+    @uncompiled
     def sum_over_axes(values: Tensor) -> Tensor:
         for group in groups:
             values = all_reduce_no_grad(values, group)

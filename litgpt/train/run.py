@@ -50,6 +50,7 @@ def train(
         objective = build_objective(recipe, spec, trained.data.train.channels)
         initialize_by_gradient(trained, objective)
         loop = Loop(trained, objective, console, score_tasks)
+        return_freed_memory()  # that of reading the data
         with loop.interrupts.handle_signals():
             with record_run(trained, loop):
                 loop.fit()

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from litgpt import adapt
 from litgpt.errors import UserError
+from litgpt.model import layers
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.init import initialize
@@ -141,7 +142,8 @@ def assert_equal(grads: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 FULL = RecomputeArgs(granularity="full")
 SELECTIVE = RecomputeArgs(granularity="selective")
-# the maximum of saved bytes, and the FLOPs, relative to no recomputation; torch does not count grouped products
+# the maximum of saved bytes, and the FLOPs, relative to no recomputation with the norms of torch, which save more than
+# those of training on a CPU; torch does not count grouped products
 CASES = {
     "dense full": (FULL, 0.3, 1.333),
     "dense units of 2": (replace(FULL, num_layers=2), 0.28, 1.333),
@@ -168,7 +170,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_equal_to_the_bit_and_less_is_saved(case: str) -> None:
+def test_gradients_are_equal_to_the_bit_and_less_is_saved(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "is_trained_on_cpu", lambda _: False)
     settings, max_bytes, expected_flops = CASES[case]
     shape = case.split()[0]
     expected, all_bytes, all_flops = measure(build(shape, None))

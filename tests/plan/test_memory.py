@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from litgpt.plan.memory import StepMemory, list_host_kinds, plan_step_memory, re
 from litgpt.recipe.build import build_recipe, merge_settings
 from litgpt.recipe.commands import COMMANDS
 from litgpt.store.save_model import save_model
+from litgpt.train import build_state
 from litgpt.train.build_state import build_train_state
 from litgpt.train.objectives import build_objective
 from litgpt.train.run_spec import RunSpec
@@ -142,7 +144,8 @@ def fill_batches(recipe: Any, spec: RunSpec, data_ranks: int = 1) -> list[Batch]
 def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     """A state with real tensors, the micro-batches of a step, and keyword arguments of `train_step`."""
     recipe, spec = build_case(case)
-    state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
+    with patch.object(build_state, "is_lean", lambda _: False):  # as on an accelerator
+        state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
     if spec.scores_ahead:
         state.reference = None
     batches = fill_batches(recipe, spec)
