@@ -15,7 +15,7 @@ def is_trained_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def normalize_on_cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm over the last dim, computed in float32 or wider, (..., D) in the type of x."""
     return TrainedRMSNorm.apply(x, x, weight, eps)
 

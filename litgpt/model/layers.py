@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litgpt.model.config import Config
-from litgpt.model.cpu_norm import is_trained_on_cpu, normalize
+from litgpt.model.cpu_norm import is_trained_on_cpu, normalize_on_cpu
 
 
 class RMSNorm(nn.Module):
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize in the wider of the dtypes of x and weight; (..., size) -> (..., size) in the dtype of `x`."""
         if is_trained_on_cpu(x):
-            return normalize(x, self.weight, self.eps)
+            return normalize_on_cpu(x, self.weight, self.eps)
         if x.dtype == self.weight.dtype:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         dtype = torch.promote_types(x.dtype, self.weight.dtype)  # autocast may narrow x only

@@ -14,7 +14,7 @@ from litgpt.recipe.training import Training
 from litgpt.train.gated_product import recompute_products
 from litgpt.train.guard import LossScale
 from litgpt.train.initial_weights import build_reference, fill_model
-from litgpt.train.optimizer import build_optimizers
+from litgpt.train.optimizer import allocate_states, build_optimizers
 from litgpt.train.router_training import RouterTrainer
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.step_timers import StepTimers
@@ -47,6 +47,9 @@ def build_train_state(
     if mesh is None and is_lean(device) and not is_compiled(recipe, device):
         recompute_products(model)
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner, spec.rates)
+    if mesh is None and is_lean(device) and not resumed and spec.tuner is None and not model.towers:
+        for optimizer in optimizers:
+            allocate_states(optimizer)
     schedule = adapt.build_schedule(model, spec.tuner, recipe.seed, steps) if spec.tuner else None
     if schedule:
         init_mixed_precision(model)

@@ -75,6 +75,18 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: flo
             group["lr"] = group["peak_lr"] * fraction
 
 
+def allocate_states(optimizer: torch.optim.Optimizer) -> None:
+    """Give an AdamW of torch the states that it has before its first step, which otherwise allocates them.
+
+    In the heap of a CPU, what stays is then not between activations, whose space is used again as a whole.
+    """
+    if type(optimizer) is not torch.optim.AdamW or optimizer.defaults["amsgrad"]:
+        return
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+
+
 def build_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
     """Build the parameter groups: matrices with weight decay; biases, norms and other vectors without."""
     matrices = [parameter for name, parameter in named if is_matrix(name, parameter)]

@@ -16,7 +16,7 @@ from litgpt.recipe.choices import OPTIMIZER_PATHS, find_unsupported_step
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, GaLore, Muon, Optimizer
 from litgpt.recipe.part_rates import PartRates
 from litgpt.recipe.tuner import LoRA
-from litgpt.train.optimizer import build_optimizers, set_learning_rate
+from litgpt.train.optimizer import allocate_states, build_optimizers, set_learning_rate
 from tests.layouts.pool import POOL
 from tests.store.models import small
 from tests.train.layouts import build_model
@@ -192,3 +192,18 @@ def test_arguments_that_a_class_does_not_accept_at_its_first_step_are_one_line(n
     with pytest.raises(UserError, match=message) as caught:
         build_optimizers(Custom(path=f"torch.optim.{name}", arguments=arguments), nn.Linear(4, 4))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_states_that_are_allocated_are_those_of_the_first_step(amsgrad: bool) -> None:
+    layers = [nn.Linear(3, 4), nn.Linear(3, 4)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    optimizers = [torch.optim.AdamW(layer.parameters(), fused=True, amsgrad=amsgrad) for layer in layers]
+    allocate_states(optimizers[1])
+    assert bool(optimizers[1].state) is not amsgrad
+    for step in range(2):
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            layer(torch.full((2, 3), step + 1.0)).square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(optimizers[1].state_dict(), optimizers[0].state_dict(), rtol=0, atol=0)
+    assert all(map(torch.equal, layers[1].parameters(), layers[0].parameters()))
