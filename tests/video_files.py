@@ -22,6 +22,11 @@ def draw_frames(frames: int, size: tuple[int, int], seed: int = 0) -> np.ndarray
     return drawn.clip(0, 255).astype(np.uint8)
 
 
+def draw_tone(seconds: float) -> np.ndarray:
+    """The samples of a tone, (N,) at 16 kHz."""
+    return 0.4 * np.sin(np.arange(round(RATE * seconds)) * 0.2)
+
+
 def write_video(
     path: Path | BytesIO,
     frames: int,

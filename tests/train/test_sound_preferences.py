@@ -1,5 +1,6 @@
 """Preferences with sounds, alone and beside images and videos: both answers share them in any arrangement."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.audio_model import write_audio_model
 from tests.omni_model import write_media, write_omni_model
 from tests.runs import read_losses
 from tests.train.test_vision_preferences import FLAGS, compute, open_data, read_batches
+from tests.video_files import draw_tone, write_video
 from tests.vision_model import write_rows
 
 TEXTS = {
@@ -25,7 +27,8 @@ TEXTS = {
     "audio": ["<audio>?", "Hi", "<audio>or <audio>?", "<audio>Which?", "Hello", "<audio>What?"],
 }
 """Of the prompts of a model."""
-FILES = {"image": ["a.png"], "video": ["c.mp4"], "audio": ["b.wav", "d.wav"]}
+FILES = {"image": ["a.png"], "video": ["heard.mkv"], "audio": ["b.wav", "d.wav"]}
+SETTINGS: dict[str, dict[str, Any]] = {"omni": {"video_sounds": True}, "audio": {}}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "pairs").mkdir(parents=True)
         write(folder / kind)
         write_media(folder / "pairs")
+        write_video(folder / "pairs" / "heard.mkv", 10, (16, 24), rate=4, sound=draw_tone(2.2))
         rows = []
         for number, text in enumerate(TEXTS[kind]):
             columns = {
@@ -46,18 +50,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append({"messages": messages, "rejected_response": "no " * number + "idea", **columns})
         write_rows(folder / "pairs", rows)
         rated = [{**row, "label": number % 2 == 0} for number, row in enumerate(rows)]
-        (folder / "rated").mkdir()
-        write_media(folder / "rated")
+        shutil.copytree(folder / "pairs", folder / "rated")
         write_rows(folder / "rated", [{key: row[key] for key in row if key != "rejected_response"} for row in rated])
     return root
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("omni", "pairs"), pytest.param("audio", "rated", marks=pytest.mark.slow)])
 def test_packed_rows_equal_others(kind: str, rows: str, base: Path) -> None:
-    loss, gradients = compute(base / kind, kind, rows, 1)
+    loss, gradients = compute(base / kind, kind, rows, 1, **SETTINGS[kind])
     assert any(name.startswith("audio.blocks") for name in gradients)
     for micro, settings in ((3, {}), (2, {"padding": True}), (1, {"packing": Packing(True, strategy="sequential")})):
-        other_loss, others = compute(base / kind, kind, rows, micro, **settings)
+        other_loss, others = compute(base / kind, kind, rows, micro, **settings, **SETTINGS[kind])
         assert other_loss == pytest.approx(loss, abs=1e-9)
         for name, gradient in gradients.items():
             torch.testing.assert_close(others[name], gradient, atol=1e-9, rtol=1e-7)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +24,7 @@ from tests.infer.server.test_videos_and_sounds import ask as ask_server
 from tests.infer.server.test_videos_and_sounds import build_url
 from tests.infer.server.tiny_server import run_server
 from tests.omni_model import write_media, write_omni_model
-from tests.video_files import write_video
+from tests.video_files import draw_tone, write_video
 from tests.vision_model import VOLUME, write_rows
 
 PARTS = [
@@ -39,10 +38,6 @@ PARTS = [
 PROMPT = "<image><video>One, <audio><video>or two?"
 SOURCES = {"image": ["a.png"], "video": ["long.mkv", "short.mkv"], "audio": ["b.wav"]}
 SOUNDS = ("long.mkv", "b.wav", "short.mkv")
-
-
-def draw_tone(seconds: float) -> np.ndarray:
-    return 0.4 * np.sin(np.arange(round(16000 * seconds)) * 0.2)
 
 
 @pytest.fixture(scope="module")
