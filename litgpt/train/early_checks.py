@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from litgpt.data.media.codes import find_codec_folder
+from litgpt.data import media
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
 from litgpt.model.config import Config, override_fields
@@ -91,7 +91,7 @@ def check_modalities(modalities: Sequence[str], tokenizer_dir: Path | None) -> N
     """
     if set(modalities) == set(MODALITIES):
         return
-    if tokenizer_dir is None or find_codec_folder(Tokenizer(tokenizer_dir)) is None:
+    if tokenizer_dir is None or media.codes.find_codec_folder(Tokenizer(tokenizer_dir)) is None:
         raise UserError(
             f"loss.modalities: {list(modalities)} needs a model that writes images; leave it out, or write the model's "
             "folder with `litgpt tokenizer extend`"
