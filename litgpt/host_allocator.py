@@ -13,7 +13,7 @@ OPTIONS = {
 
 
 def return_freed_memory() -> None:
-    """Return the memory that malloc keeps to the system, once there is no next step for it."""
+    """Return the memory that malloc keeps to the system; what is used again later then comes back as new pages."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
