@@ -8,6 +8,7 @@ the scales do not depend on how a global batch is divided. An operand without a 
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,13 +58,7 @@ class AmaxHistory:
 
     def build_product(self, name: str) -> Product:
         """The product of a matrix."""
-        index = self.names.index(name)
-
-        @uncompiled  # it records values in backward too
-        def multiply(x_RI: Tensor, weight_OI: Tensor) -> Tensor:
-            return DelayedProduct.apply(x_RI, weight_OI, self, index, torch.is_grad_enabled())
-
-        return multiply
+        return RecordedProduct(self, self.names.index(name))
 
     def cast(self, values: Tensor, index: int, operand: int, *, record: bool) -> Any:
         """An operand in FP8 with its scale, as a tensor of torchao.
@@ -111,6 +106,19 @@ class AmaxHistory:
         self.history_HM3 = history.to(self.step_M3.device)
         if steps:
             self._compute_scales()
+
+
+@dataclass(frozen=True)
+class RecordedProduct:
+    """The product of one matrix of a history, not a function of its own, for which layers would be compiled again."""
+
+    history: AmaxHistory
+    index: int
+
+    @uncompiled  # it records values in backward too
+    def __call__(self, x_RI: Tensor, weight_OI: Tensor) -> Tensor:
+        """(R, I), (O, I) -> (R, O)."""
+        return DelayedProduct.apply(x_RI, weight_OI, self.history, self.index, torch.is_grad_enabled())
 
 
 class DelayedProduct(torch.autograd.Function):
