@@ -4,10 +4,11 @@
 
 Run it with the interpreter that this package is installed in; the peers get their own environments in the work folder,
 with the same torch. All sides use one process, the same cores and tokenizer, no validation, and save the final model.
-Prints the medians over the rounds for each side and precision: tokens/s without the first steps (compilation, warmup);
-the fraction of the machine's limit, which `limit.py` measures with the parts of this package's step; wall and CPU
-seconds and peak resident memory (largest process) of the whole run from text files to the saved model; and the ratios,
-which `record.py` adds to the record. Requires only the standard library, pip and an idle machine.
+LitGPT compiles the model; this package runs without `compile`, its default on a CPU, and with it. Prints the medians
+over the rounds for each side and precision: tokens/s without the first steps (compilation, warmup); the fraction of the
+machine's limit, which `limit.py` measures with the parts of this package's step; wall and CPU seconds and peak resident
+memory (largest process) of the whole run from text files to the saved model; and the ratios, which `record.py` adds to
+the record. Requires only the standard library, pip and an idle machine.
 """
 
 import argparse
@@ -33,7 +34,8 @@ PACKAGES = {
     "trl": ("trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "accelerate"),
 }
 PRECISIONS = ("32-true", "bf16-mixed")
-SIDES = ("ours", "litgpt", "transformers")
+OURS = ("ours", "compiled")  # this package, as it is and with `compile: true`; LitGPT always compiles
+SIDES = (*OURS, "litgpt", "transformers")
 ROWS = 50_304  # of the embedding
 WARM = 8  # steps excluded from the rate
 LIMIT = Path(__file__).with_name("limit.py")
@@ -145,6 +147,7 @@ def create_environments(work: Path, sides: list[str]) -> dict[str, Path]:
                 venv.create(folder, with_pip=True, clear=True)
             run_command(pythons[side], "-m", "pip", "install", "-q", *packages, *torch_packages)
             ready.write_text("\n".join([*installed, *missing]))
+    pythons["compiled"] = pythons["ours"]
     return pythons
 
 
@@ -188,7 +191,7 @@ def run_side(side: str, python: Path, precision: str, work: Path, turn: int, opt
         command.append(options.steps)
     else:
         flags = build_flags(options.model, text, work / "tokenizer", out, precision, options.steps)
-        command = [python.with_name("litgpt"), *flags]
+        command = [python.with_name("litgpt"), *flags, *(("--compile", "true") if side == "compiled" else ())]
     wall, cpu, peak = run_measured([str(word) for word in command], text.parent / "log.txt", options.threads)
     read_rate = read_times_rate if side == "transformers" else read_metrics_rate
     rate = read_rate(out, shape.tokens)
@@ -361,13 +364,16 @@ def print_results(precision: str, results: dict[str, list[Any]], limit: float) -
     for side, row in medians.items():
         rate = f"{row.tokens_per_second:>10,.0f}{row.tokens_per_second / limit:>11.1%}"
         print(f"{side:24}{rate}{row.wall_seconds:>9.1f}{row.cpu_seconds:>9.1f}{row.peak_gb:>10.2f}")
-    ours = medians.pop("ours")
-    figures = {f"{precision}, of limit": ours.tokens_per_second / limit}
-    for side, peer in medians.items():
-        speed, wall = ours.tokens_per_second / peer.tokens_per_second, peer.wall_seconds / ours.wall_seconds
-        memory = ours.peak_gb / peer.peak_gb
-        print(f"ours against {side}: {speed:.2f}x tokens/s, whole run {wall:.2f}x faster, {memory:.2f} of its memory")
-        figures |= {f"{precision}, tokens/s of {side}": speed, f"{precision}, memory of {side}": memory}
+    figures: dict[str, float] = {}
+    for own in [side for side in OURS if side in medians]:
+        ours, label = medians.pop(own), precision if own == "ours" else f"{precision} {own}"
+        figures[f"{label}, of limit"] = ours.tokens_per_second / limit
+        for side, peer in [(side, row) for side, row in medians.items() if side not in OURS]:
+            speed, wall = ours.tokens_per_second / peer.tokens_per_second, peer.wall_seconds / ours.wall_seconds
+            memory = ours.peak_gb / peer.peak_gb
+            ratios = f"{speed:.2f}x tokens/s, whole run {wall:.2f}x faster, {memory:.2f} of its memory"
+            print(f"{own} against {side}: {ratios}")
+            figures |= {f"{label}, tokens/s of {side}": speed, f"{label}, memory of {side}": memory}
     return figures
 
 
