@@ -60,7 +60,7 @@ class Training:
     seed: Seed
     """Random seed of the initial weights, dropout and generated samples; the data order has data.seed."""
     compile: bool | None = None
-    """Whether to compile the model with torch.compile; null to compile where it is faster."""
+    """Whether to compile the model with torch.compile; null for GPUs alone. Long runs on a CPU are faster with true."""
     deterministic: bool = False
     """Use deterministic algorithms only, so that runs on GPUs are equal to the bit; an operation without one is an
     error."""

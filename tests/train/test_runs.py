@@ -1,6 +1,7 @@
 """Whole runs from the command line, each with another setting: they end well and learn."""
 
 import csv
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.convert_frame import FRAME_COMPILE_COUNTER
 
 from litgpt.train.run_lock import lock_run
 from tests.processes import join_ranks, run_litgpt, start_ranks
@@ -149,6 +151,26 @@ def test_tokens_that_the_model_has_no_row_for_are_refused_in_one_line(tmp_path: 
 def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path) -> None:
     eager = trained(tmp_path / "eager")
     assert trained(tmp_path / "compiled", compile=True) == pytest.approx(eager, abs=1e-4)
+
+
+def run_and_count_compilations(*argv: str) -> int:
+    """Run a command line of `litgpt`, and write how often each of its frames was compiled."""
+    code = run_litgpt(*argv)
+    Path("compilations.json").write_text(json.dumps([*FRAME_COMPILE_COUNTER.values()]), encoding="utf-8")
+    return code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_a_run_compiles_its_blocks_anew_at_most_twice(tmp_path: Path, *, document_mask: bool) -> None:
+    write_text(tmp_path)
+    write_recipe(tmp_path, compile=True, model_config__n_layer=4, data__init_args__document_mask=document_mask)
+    command = ("pretrain", "--config", "recipe.yaml")
+    codes = join_ranks(start_ranks(run_and_count_compilations, *command, folder=tmp_path))
+    assert codes == [0], (tmp_path / "rank-0.log").read_text()
+    counts = json.loads((tmp_path / "compilations.json").read_text())
+    assert counts
+    assert sum(count - 1 for count in counts) <= 2
 
 
 SPLIT: dict[str, tuple[int, dict[str, Any]]] = {
