@@ -10,6 +10,7 @@ from torch import Tensor
 
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.model.colors import check_color, check_scale
 from litgpt.model.vq_codec import VQCodec
 from litgpt.model.vq_shape import VQ_FAMILIES, read_vq_shape
 
@@ -25,8 +26,8 @@ def find_vq_values(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The config of a published codec in that of a folder; None if there is none."""
     nested = values.get("vq_config")
     if not isinstance(nested, Mapping):
-        return dict(values) if values.get("model_type") in VQ_FAMILIES else None
-    kind = nested.get("model_type") or f"{values.get('model_type')}_vqgan"
+        return dict(values) if str(values.get("model_type")) in VQ_FAMILIES else None
+    kind = str(nested.get("model_type") or f"{values.get('model_type')}_vqgan")
     return {**nested, "model_type": kind} if kind in VQ_FAMILIES else None
 
 
@@ -62,14 +63,24 @@ def load_vq_codec(folder: Path, values: Mapping[str, Any], size: int | None) -> 
 
 
 def read_colors(folder: Path) -> dict[str, list[float]]:
-    """How the processor in a folder normalizes colors, of pixels from 0 to 1; empty without one."""
-    settings: Mapping[str, Any] = {}
-    if (folder / PREPROCESSOR).is_file():
-        settings = read_json_object(folder / PREPROCESSOR)
-    elif (folder / PROCESSOR).is_file():
-        settings = read_json_object(folder / PROCESSOR).get("image_processor") or {}
-    share = (settings.get("rescale_factor") or USUAL_SCALE) / USUAL_SCALE
-    return {key: [color / share for color in settings[key]] for key in COLOR_KEYS if settings.get(key)}
+    """How the processor in a folder normalizes colors, of pixels from 0 to 1; empty without one.
+
+    Raises:
+        UserError: if it does not, or its file is damaged.
+    """
+    path, settings = folder / PREPROCESSOR, read_json_object(folder / PREPROCESSOR)
+    if not path.is_file():
+        path = folder / PROCESSOR
+        settings = read_json_object(path).get("image_processor") or {}
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{path}: image_processor: {settings} is not supported; download the file again")
+    for step in ("do_rescale", "do_normalize"):
+        if settings.get(step) is False:
+            raise UserError(f"{path}: {step}: false is not supported; use true")
+    scale = settings.get("rescale_factor")
+    share = 1.0 if scale is None else check_scale(path, scale) / USUAL_SCALE
+    given = {key: settings[key] for key in COLOR_KEYS if settings.get(key) is not None}
+    return {key: [number / share for number in check_color(path, key, value)] for key, value in given.items()}
 
 
 def read_vq_tensors(folder: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from litgpt.errors import UserError
+from litgpt.model.colors import check_color
 
 MAX_NUMBER = 2**20
 VQ_NORM_GROUPS = 32
@@ -266,7 +267,8 @@ def read_vq_shape(values: Mapping[str, Any], source: Path, size: int | None = No
         raise UserError(f"{source}: temporal_downsample_factor: {frames} is not a power of two; use 4")
     side = read_size(given, kind, 2**last, size, source)
     attention = read_attention_levels(given, family, last, side, source)
-    colors = {name: tuple(map(float, given.get(f"image_{name}") or USUAL_COLOR)) for name in ("mean", "std")}
+    keys = {name: f"image_{name}" for name in ("mean", "std")}
+    colors = {name: check_color(source, key, given.get(key) or USUAL_COLOR) for name, key in keys.items()}
     saved = {**values, "size": side, **{f"image_{name}": list(color) for name, color in colors.items()}}
     fields: dict[str, Any] = {**numbers, **colors, "widths": widths, "attention_levels": attention}
     return VQShape(model_type=kind, values=saved, size=side, **fields)

@@ -198,6 +198,26 @@ def test_sizes_that_codes_do_not_fill_are_refused(tmp_path: Path) -> None:
             load_codec(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize: false is not supported; use true"),
+        ("preprocessor_config.json", {"rescale_factor": 0}, "rescale_factor: 0 is not supported; use e.g. 0.0039"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean: 0.5 is not supported; use three numbers"),
+        ("processor_config.json", {"image_processor": {"image_std": [0, 1, 1]}}, "image_std: .* use three numbers"),
+        ("processor_config.json", {"image_processor": ["janus"]}, "image_processor: .* download the file again"),
+        ("config.json", {"image_mean": "gray"}, "image_mean: gray is not supported; use three numbers"),
+        ("config.json", {"model_type": ["janus_vqgan"]}, "not the config of image codes"),
+    ],
+)
+def test_colors_of_wrong_types(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_model(tmp_path, "janus")
+    values = json.loads((tmp_path / "config.json").read_text()) if name == "config.json" else {}
+    (tmp_path / name).write_text(json.dumps({**values, **change}))
+    with pytest.raises(UserError, match=message):
+        load_codec(tmp_path)
+
+
 def test_a_model_is_extended_by_published_codes(tmp_path: Path) -> None:
     write_model(tmp_path / "codec", "emu3")
     text = write_text_model(tmp_path / "text")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from litgpt.data.media.picture_sizes import Size, read_limits
+from litgpt.data.media.picture_sizes import SIZE_KEYS, Size, check_most, read_limits, read_sides
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
+from litgpt.model.colors import check_color, check_scale
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -115,14 +116,16 @@ def read_processor(folder: Path, part: str, reads: str) -> tuple[Path, dict[str,
         reads: what the processor is for.
 
     Raises:
-        UserError: if the folder has none.
+        UserError: if the folder has none, or its file is damaged.
     """
     path = next((folder / name for name in PROCESSOR_FILES if (folder / name).is_file()), None)
     if path is None:
         names = " or ".join(PROCESSOR_FILES)
         raise UserError(f"{folder}: has no {names}; use the folder of a model that reads {reads}")
     values = read_json_object(path)
-    return path, values.get(part, values)
+    if not isinstance(settings := values.get(part, values), dict):
+        raise UserError(f"{path}: {part}: {settings} is not supported; download the file again")
+    return path, settings
 
 
 def read_picture_settings(folder: Path) -> PictureSettings:
@@ -143,54 +146,71 @@ def read_picture_settings(folder: Path) -> PictureSettings:
         if values.get(step):
             raise UserError(f"{path}: {step}: {values[step]} is not supported; use false")
     settings = {**SHARED, **defaults, **{key: value for key, value in values.items() if value is not None}}
-    size, crop, tile = read_limits(path, rule, settings), settings["crop_size"], settings["max_image_size"]
-    if rule == "short_side" and "height" in size:
-        rule = "square"
-    if crop and max(crop.values()) > (least := size.get("shortest_edge", 0)):
+    (rule, limits), has_canvases = read_limits(path, rule, settings), "image_grid_pinpoints" in defaults
+    crop = read_sides(path, "crop_size", settings["crop_size"], SIZE_KEYS["square"]) if settings["crop_size"] else {}
+    tile, resample = settings["max_image_size"], settings["resample"]
+    if crop and max(crop.values()) > (least := limits.get("shortest_edge", 0)):
         raise UserError(f"{path}: crop_size: {max(crop.values())} is more than the size of {least}; use {least}")
-    if settings["resample"] not in INTERPOLATIONS:
-        raise UserError(f"{path}: resample: {settings['resample']} is not supported; use one of {INTERPOLATIONS}")
+    if type(resample) is not int or resample not in INTERPOLATIONS:
+        raise UserError(f"{path}: resample: {resample} is not supported; use one of {INTERPOLATIONS}")
     return PictureSettings(
         rule=rule,
-        limits={key: int(value) for key, value in size.items()},
+        limits=limits,
         crop=(crop["height"], crop["width"]) if crop else None,
-        tile=tile["longest_edge"] if tile else None,
-        tile_counts=(settings["min_patches"], settings["max_patches"]) if "min_patches" in defaults else None,
-        canvases=read_canvases(path, settings) if "image_grid_pinpoints" in defaults else None,
-        corner_tiles=read_corner_tiles(path, settings) if "resize_to_max_canvas" in defaults else None,
+        tile=read_sides(path, "max_image_size", tile, ("longest_edge",))["longest_edge"] if tile else None,
+        tile_counts=read_tile_counts(path, settings) if "min_patches" in defaults else None,
+        canvases=read_canvases(path, settings, {*limits.values(), *crop.values()}) if has_canvases else None,
+        corner_tiles=read_corner_tiles(path, settings, limits) if "resize_to_max_canvas" in defaults else None,
         cuts_several=defaults.get("cuts_several", True),
-        interpolation=INTERPOLATIONS[settings["resample"]],
-        mean=tuple(settings["image_mean"]),
-        std=tuple(settings["image_std"]),
-        scale=float(settings["rescale_factor"]),
+        interpolation=INTERPOLATIONS[resample],
+        mean=check_color(path, "image_mean", settings["image_mean"]),
+        std=check_color(path, "image_std", settings["image_std"]),
+        scale=check_scale(path, settings["rescale_factor"]),
         in_bfloat16=defaults.get("in_bfloat16", False),
     )
 
 
-def read_canvases(path: Path, settings: Mapping[str, Any]) -> tuple[Size, ...]:
+def read_canvases(path: Path, settings: Mapping[str, Any], sides: set[int]) -> tuple[Size, ...]:
     """The canvases of a processor, which are cut into tiles of the size of the whole image.
+
+    Args:
+        sides: of the whole image, before and after its middle is cut out.
 
     Raises:
         UserError: if they cannot be.
     """
-    crop, canvases = settings["crop_size"] or {}, settings["image_grid_pinpoints"]
-    tile, *others = {*settings["size"].values(), *crop.values()}
+    tile, *others = sides
     if others:
+        crop = settings["crop_size"] or {}
         raise UserError(f"{path}: size: {settings['size']} with crop_size: {crop} is not supported; use one side")
-    if not canvases or any(len(canvas) != 2 or any(side % tile for side in canvas) for canvas in canvases):
+    canvases = settings["image_grid_pinpoints"]
+    given = canvases if isinstance(canvases, list) else []
+    if not given or not all(isinstance(canvas, list) and len(canvas) == 2 for canvas in given):
+        raise UserError(f"{path}: image_grid_pinpoints: {canvases} is not supported; use pairs of multiples of {tile}")
+    if any(type(side) is not int or side < 1 or side % tile for canvas in given for side in canvas):
         raise UserError(f"{path}: image_grid_pinpoints: {canvases} is not supported; use multiples of {tile}")
-    return tuple((height, width) for height, width in canvases)
+    return tuple((height, width) for height, width in given)
 
 
-def read_corner_tiles(path: Path, settings: Mapping[str, Any]) -> int:
+def read_tile_counts(path: Path, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """The least and the most number of tiles of an image.
+
+    Raises:
+        UserError: if they are no such numbers.
+    """
+    most = check_most(path, "max_patches", settings["max_patches"], MOST_TILES)
+    return check_most(path, "min_patches", settings["min_patches"], most), most
+
+
+def read_corner_tiles(path: Path, settings: Mapping[str, Any], limits: Mapping[str, int]) -> int:
     """The most number of tiles, which are squares, of the canvases of a processor.
+
+    Args:
+        limits: height and width of a tile.
 
     Raises:
         UserError: if they are no squares, or too many.
     """
-    size, tiles = settings["size"], settings["max_patches"]
-    if len({*size.values()}) > 1:
-        raise UserError(f"{path}: size: {size} is not supported; use the same height and width")
-    if not isinstance(tiles, int) or not 1 <= tiles <= MOST_TILES:
-        raise UserError(f"{path}: max_patches: {tiles} is not supported; use 1 to {MOST_TILES}")
-    return tiles
+    if len({*limits.values()}) > 1:
+        raise UserError(f"{path}: size: {settings['size']} is not supported; use the same height and width")
+    return check_most(path, "max_patches", settings["max_patches"], MOST_TILES)

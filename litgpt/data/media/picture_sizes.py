@@ -1,15 +1,23 @@
 """The sizes to which images are resized before they are cut into patches, by the rules of published processors."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from litgpt.errors import UserError
+from litgpt.mappings import drop_nulls
 
 Size = tuple[int, int]
 """Height and width in pixels."""
 LONGEST_SIDE = 4096  # of an image of Idefics 3 before it is cut into tiles
+SIZE_KEYS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("square", "part", "padded"), ("height", "width")),
+    **dict.fromkeys(("area", "volume", "frame"), ("shortest_edge", "longest_edge")),
+    **dict.fromkeys(("long_side", "within"), ("longest_edge",)),
+    "short_side": ("shortest_edge",),
+}
+"""The keys of the size that each rule reads, of images and of videos."""
 NARROWEST = 200  # long side over short side from which on Qwen2-VL takes no images
 
 
@@ -110,26 +118,59 @@ def find_tile_grid(size: Size, tile: Size, least: int, most: int) -> tuple[int, 
     return best
 
 
-def read_limits(path: Path, rule: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits of a rule in the settings of a processor.
+def read_sides(path: Path, key: str, value: Any, names: Sequence[str]) -> dict[str, int]:
+    """The sides, or areas, in a setting of a processor.
+
+    Args:
+        path: of its file.
+        key: of the setting.
+        names: of those that it must have; others are not read.
+
+    Raises:
+        UserError: if one is missing, or no positive integer.
+    """
+    sides: dict[str, Any] = {name: value.get(name) for name in names} if isinstance(value, Mapping) else {}
+    if not sides or not all(type(side) is int and side > 0 for side in sides.values()):
+        raise UserError(f"{path}: {key}: {value} is not supported; set {' and '.join(names)}, in pixels")
+    return sides
+
+
+def read_limits(path: Path, rule: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
+    """The rule of sizes in the settings of a processor, and its limits.
 
     Args:
         path: of their file.
+        rule: of the processor; the same with a height is that of squares.
 
     Raises:
         UserError: if they are not supported.
     """
-    size = dict(settings["size"])
-    if rule == "area":  # older files have these keys, which come first, beside the size
+    size = settings["size"]
+    if rule == "short_side" and isinstance(size, Mapping) and "height" in size:
+        rule = "square"
+    if rule == "area" and isinstance(size, Mapping):  # older files have these keys, which come first, beside the size
         older = {"shortest_edge": settings.get("min_pixels"), "longest_edge": settings.get("max_pixels")}
-        return {**size, **{key: value for key, value in older.items() if value is not None}}
+        size = {**size, **drop_nulls(older)}
+    limits = read_sides(path, "size", size, SIZE_KEYS[rule])
     if rule == "volume":
-        return {**size, "frames": settings["temporal_patch_size"]}
+        return rule, {**limits, "frames": check_most(path, "temporal_patch_size", settings["temporal_patch_size"])}
     if rule == "padded":
-        if size.get("height") is None or size["height"] != size.get("width"):
+        if limits["height"] != limits["width"]:
             raise UserError(f"{path}: size: {size} is not supported; use the same height and width")
-        return {"height": size["height"], "least": settings["min_size"]}
-    return size
+        least = check_most(path, "min_size", settings["min_size"], limits["height"])
+        return rule, {"height": limits["height"], "least": least}
+    return rule, limits
+
+
+def check_most(path: Path, key: str, value: Any, most: int = 256) -> int:
+    """A setting of a processor that is a number from 1 to `most`.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(f"{path}: {key}: {value} is not supported; use 1 to {most}")
+    return value
 
 
 def check_growth(size: Size, new: Size) -> None:

@@ -160,14 +160,14 @@ def plan_picture(size: Size, settings: PictureSettings, unit: int, *, alone: boo
     if settings.corner_tiles is not None:
         return plan_corner(size, settings.limits["height"], settings.corner_tiles)
     resized = SIZE_RULES[settings.rule](size, settings.limits, unit)
-    check_growth(size, resized)
+    canvas = (max(resized), max(resized)) if settings.rule == "padded" else None
+    check_growth(size, canvas or resized)
     if settings.tile_counts is not None:
         rows, columns = find_tile_grid(size, resized, *settings.tile_counts)
         if rows * columns > 1:
             whole = rows * resized[0], columns * resized[1]
             return PicturePlan(whole, None, rows, columns, (resized,) * (rows * columns + 1))
     if settings.tile is None:
-        canvas = (max(resized), max(resized)) if settings.rule == "padded" else None
         return PicturePlan(resized, None, 0, 0, (canvas or settings.crop or resized,), canvas, square=square)
     tile = settings.tile
     whole = fit_tiles(resized, tile)

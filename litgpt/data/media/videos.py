@@ -13,7 +13,15 @@ from torch import Tensor
 from litgpt.data.media.canvases import order_frames
 from litgpt.data.media.containers import VideoHeader
 from litgpt.data.media.picture_settings import CLIP_COLORS, HALF_COLORS, INTERPOLATIONS, PROCESSOR_FILES
-from litgpt.data.media.picture_sizes import LONGEST_SIDE, NARROWEST, Size, fit_area, fit_long_side
+from litgpt.data.media.picture_sizes import (
+    LONGEST_SIDE,
+    NARROWEST,
+    SIZE_KEYS,
+    Size,
+    fit_area,
+    fit_long_side,
+    read_sides,
+)
 from litgpt.data.media.pictures import interpolate
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
@@ -41,15 +49,6 @@ VIDEO_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "LlavaOnevisionVideoProcessor": ("part", {**SAMPLED, **BY_FRAMES, **CLIP_COLORS, **BY_SIDES}),
     "SmolVLMVideoProcessor": ("long_side", {**SAMPLED, **HALF_COLORS, **BY_SQUARES}),
 }
-AREA_KEYS, SIDE_KEYS = ("shortest_edge", "longest_edge"), ("height", "width")
-SIZE_KEYS: dict[str, tuple[str, ...]] = {
-    "frame": AREA_KEYS,
-    "volume": AREA_KEYS,
-    "square": SIDE_KEYS,
-    "part": SIDE_KEYS,
-}
-SIZE_KEYS |= {"long_side": AREA_KEYS[1:]}
-"""The keys of the size that each rule reads."""
 REQUIRED_VIDEO_STEPS = ("do_resize", "do_rescale", "do_normalize", "initial_shift")
 """Steps that a processor's file may turn off, or change, which is not supported."""
 
@@ -139,8 +138,6 @@ def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True)
     settings = {**defaults, **drop_nulls(values), **read_sampling(values)}
     older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
     size = {**settings["size"], **{key: value for key, value in older.items() if value is not None}}
-    if not {*SIZE_KEYS[rule]} <= size.keys():
-        raise UserError(f"{path}: size: {size} is not supported; set {' and '.join(SIZE_KEYS[rule])}, in pixels")
     if settings["resample"] not in INTERPOLATIONS:
         raise UserError(f"{path}: resample: {settings['resample']} is not supported; use one of {INTERPOLATIONS}")
     return VideoSettings(
@@ -149,7 +146,7 @@ def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True)
         num_frames=settings["num_frames"],
         min_frames=settings["min_frames"],
         max_frames=settings["max_frames"],
-        limits={key: int(size[key]) for key in SIZE_KEYS[rule]},
+        limits=read_sides(path, "size", size, SIZE_KEYS[rule]),
         square=settings["max_image_size"]["longest_edge"] if rule == "long_side" else None,
         cap_pixels_per_frame=settings["cap_pixels_per_frame"],
         max_video_tokens=settings["max_video_tokens"],

@@ -289,6 +289,47 @@ def test_settings_of_older_files_and_those_that_are_refused(tmp_path: Path) -> N
             read_picture_settings(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("Llama4", {"size": 336}, "size: 336 is not supported; set height and width, in pixels"),
+        ("Llama4", {"size": {"longest_edge": 336}}, "set height and width"),
+        ("Llama4", {"max_patches": 257}, "max_patches: 257 is not supported; use 1 to 256"),
+        ("Siglip", {"size": {"height": 0, "width": 0}}, "size: .* set height and width"),
+        ("Siglip", {"image_mean": 0.5}, "image_mean: 0.5 is not supported; use three numbers"),
+        ("Siglip", {"image_std": [0.5, 0, 0.5]}, "image_std: .* use three numbers"),
+        ("Siglip", {"rescale_factor": 0}, "rescale_factor: 0 is not supported; use e.g. 0.0039"),
+        ("Siglip", {"resample": [3]}, r"resample: \[3\] is not supported"),
+        ("CLIP", {"size": 224}, "size: 224 is not supported; set shortest_edge"),
+        ("CLIP", {"crop_size": 224}, "crop_size: 224 is not supported; set height and width"),
+        ("Qwen2VL", {"size": "large"}, "size: large is not supported; set shortest_edge and longest_edge"),
+        ("Glm4v", {"temporal_patch_size": 0}, "temporal_patch_size: 0 is not supported; use 1 to 256"),
+        ("GotOcr2", {"max_patches": 10**6}, "max_patches: 1000000 is not supported; use 1 to 256"),
+        ("GotOcr2", {"min_patches": 13}, "min_patches: 13 is not supported; use 1 to 12"),
+        ("Idefics3", {"max_image_size": {"height": 364}}, "max_image_size: .* set longest_edge"),
+        ("Janus", {"min_size": 385}, "min_size: 385 is not supported; use 1 to 384"),
+        ("Janus", {"size": {"height": 384, "width": 336}}, "use the same height and width"),
+        ("Janus", {"do_pad": False}, "do_pad: false is not supported"),
+        ("LlavaNext", {"size": {"shortest_edge": 224}, "image_grid_pinpoints": [224]}, "use pairs of multiples of 224"),
+    ],
+)
+def test_settings_of_wrong_types(kind: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    values = {"image_processor_type": f"{kind}ImageProcessor", **change}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        read_picture_settings(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor": [values]}))
+    with pytest.raises(UserError, match="download the file again"):
+        read_picture_settings(tmp_path)
+
+
+def test_the_canvas_of_a_narrow_image_is_no_larger_than_the_largest_image(tmp_path: Path) -> None:
+    values = {"image_processor_type": "JanusImageProcessor", "size": {"height": 100_000, "width": 100_000}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="1 x 5000 pixels: it would become one of 100000 x 100000, more than"):
+        plan_picture((1, 5000), read_picture_settings(tmp_path), 14)
+
+
 def test_tiles_of_random_sizes_are_those_of_transformers() -> None:
     draw = random.Random(0)
     for _ in range(500):
