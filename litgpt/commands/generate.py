@@ -12,7 +12,7 @@ from litgpt.data.media.codes import open_code_reader
 from litgpt.errors import UserError
 from litgpt.generation import load_llm, write_texts
 from litgpt.infer.image_codes import ImagePrompt, check_guidance, draw_image
-from litgpt.infer.image_head import open_painter, paint_image
+from litgpt.infer.image_head import draw_head_image, open_image_generator
 from litgpt.infer.marked_messages import list_given_media
 from litgpt.infer.sampling import Sampling
 from litgpt.messages import print_message
@@ -65,14 +65,14 @@ def prepare_drawing(llm: LLM, recipe: Generate) -> Callable[..., "Image"]:
         prompt = ImagePrompt(ids, null_ids, recipe.guidance)
         check_guidance(prompt)
         return partial(draw_image, llm.model, reader, prompt, sampling=sampling)
-    painter = open_painter(llm.model, llm.tokenizer)
-    if painter is None:
+    generator = open_image_generator(llm.model, llm.tokenizer)
+    if generator is None:
         raise UserError(
             f"image_out: {llm.tokenizer.folder} has no image codes; use a model that `litgpt tokenizer extend` has "
             "given some, and that was trained on images"
         )
     for kind in recipe.media:
         raise UserError(f"{kind}: is not supported with image_out by a model that draws by a head; leave it out")
-    prompt = painter.build_prompt(encode(recipe.prompt, recipe.sys_prompt, recipe.chat_template).ids, recipe.guidance)
+    prompt = generator.build_prompt(encode(recipe.prompt, recipe.sys_prompt, recipe.chat_template).ids, recipe.guidance)
     check_guidance(prompt)
-    return partial(paint_image, llm.model, painter, prompt, sampling=sampling)
+    return partial(draw_head_image, llm.model, generator, prompt, sampling=sampling)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Painter:
+class ImageGenerator:
     """Draws images after a prompt.
 
     Attributes:
@@ -57,13 +57,13 @@ class Painter:
 
 @torch.inference_mode()
 def generate_head_codes(
-    model: GPT, painter: Painter, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None
+    model: GPT, generator: ImageGenerator, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None
 ) -> list[int]:
     """The codes of an image after a prompt; arguments and errors as of `generate_codes`."""
-    head, device = painter.head, model.embedding.weight.device
-    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    row = SampledRow(sampling, (), [], generator)
-    steps = painter.codec.shape.places
+    head, device = generator.head, model.embedding.weight.device
+    random = None if seed is None else torch.Generator(device).manual_seed(seed)
+    row = SampledRow(sampling, (), [], random)
+    steps = generator.codec.shape.places
 
     def embed(code: int) -> Tensor:
         return head.embed(torch.tensor([code], device=device))
@@ -84,15 +84,17 @@ def run_with_head(
     return output
 
 
-def paint_image(model: GPT, painter: Painter, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None) -> "Image":
+def draw_head_image(
+    model: GPT, generator: ImageGenerator, prompt: ImagePrompt, *, sampling: Sampling, seed: int | None
+) -> "Image":
     """The image that a model draws after a prompt, as Pillow has it; arguments and errors as of `generate_codes`."""
     from PIL import Image
 
-    codes = generate_head_codes(model, painter, prompt, sampling=sampling, seed=seed)
-    return Image.fromarray(painter.codec.decode(torch.tensor([codes]))[0].permute(1, 2, 0).numpy())
+    codes = generate_head_codes(model, generator, prompt, sampling=sampling, seed=seed)
+    return Image.fromarray(generator.codec.decode(torch.tensor([codes]))[0].permute(1, 2, 0).numpy())
 
 
-def open_painter(model: GPT, tokenizer: Tokenizer) -> Painter | None:
+def open_image_generator(model: GPT, tokenizer: Tokenizer) -> ImageGenerator | None:
     """What draws by the head in a model's folder, in its type and on its device; None without one.
 
     Raises:
@@ -109,9 +111,12 @@ def open_painter(model: GPT, tokenizer: Tokenizer) -> Painter | None:
     mark = TowerShape.from_values(config.vision).mark
     assert mark is not None
     begin = tokenizer.token_to_id(mark["text"].partition("{image}")[0])
-    embedding = model.embedding.weight
+    codec, embedding = load_codec(folder), model.embedding.weight
+    if head.embedding.num_embeddings != codec.shape.codes:
+        problem = f"{head.embedding.num_embeddings} codes are drawn, and {codec.shape.codes} are decoded"
+        raise UserError(f"{folder}: {problem}; download the folder again")
     head = head.to(embedding.device, embedding.dtype).eval().requires_grad_(False)
-    return Painter(head, load_codec(folder), begin, tokenizer.bos_id, find_padding(tokenizer))
+    return ImageGenerator(head, codec, begin, tokenizer.bos_id, find_padding(tokenizer))
 
 
 def find_padding(tokenizer: Tokenizer) -> int:
@@ -140,15 +145,20 @@ def load_image_head(folder: Path, keys: ImageHeadKeys, values: dict[str, Any], w
         UserError: if its settings are not supported, or a tensor is missing or of another shape.
     """
     settings, source = values.get(keys.key) or {}, open_weights(folder)
+    if not isinstance(settings, dict):
+        raise unsupported_key(keys.key, settings, "a mapping of its settings")
     act = settings.get("hidden_act", "gelu")
-    if act not in TOWER_ACTIVATIONS:
+    if act not in [*TOWER_ACTIVATIONS]:  # a list may have what has no hash
         raise unsupported_key(f"{keys.key}.hidden_act", act, " or ".join(TOWER_ACTIVATIONS))
     layers = check_count(f"{keys.key}.num_hidden_layers", settings.get("num_hidden_layers", 2))
     known = set(source.names)
     table = keys.publish("embedding.weight")
     if table not in known:
         raise UserError(f"{folder}: has no {table}, which draws images; use the folder of the whole model")
-    codes, embed = source.read_meta(table).shape
+    if len(sizes := source.read_meta(table).shape) != 2:
+        raise UserError(f"{folder}: {table} has the shape {list(sizes)}, not one of codes and width")
+    codes, embed = sizes
+    layers = min(layers, len(known))  # of more, one has no tensor, which is said below
     with torch.device("meta"):
         head = ImageHead(ImageHeadShape(codes, embed, width, layers, act))
     state = {}

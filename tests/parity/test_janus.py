@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from litgpt import LLM
@@ -20,7 +20,7 @@ from litgpt.data.stream.batch import IGNORE
 from litgpt.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from litgpt.errors import UserError
 from litgpt.infer.engine import Engine
-from litgpt.infer.image_head import generate_head_codes, open_painter
+from litgpt.infer.image_head import generate_head_codes, open_image_generator
 from litgpt.infer.sampling import Sampling
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -100,14 +100,15 @@ def test_whole_models_as_published(tmp_path: Path) -> None:
     assert not (alone / "config.json").exists() and Config.from_checkpoint(alone) == config
 
 
-def test_images_are_those_of_the_processor(tmp_path: Path) -> None:
+def test_images_are_those_of_the_processor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_reference(MODEL).save_pretrained(tmp_path)
     size = {"height": 16, "width": 16}
     transformers.JanusImageProcessor(size=size).save_pretrained(tmp_path)
     assert main(["verify", str(tmp_path), "--length", "24"]) == 0
     values = json.loads((tmp_path / "preprocessor_config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values | {"size": {"height": 16, "width": 24}}))
-    assert main(["verify", str(tmp_path), "--length", "24"]) != 0
+    assert main(["verify", str(tmp_path), "--length", "24"]) == 1
+    assert "use the same height and width" in capsys.readouterr().out.partition("images: FAILED")[2]
 
 
 @pytest.mark.parametrize(
@@ -203,8 +204,8 @@ def test_texts_after_images_equal_those_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("guidance", [5.0, 1.5])
 def test_drawn_codes_equal_those_of_transformers(guidance: float, folder: Path) -> None:
     llm, reference, processor = LLM.load(folder), load_reference(folder), build_processor(folder)
-    painter = open_painter(llm.model, llm.tokenizer)
-    assert painter is not None
+    generator = open_image_generator(llm.model, llm.tokenizer)
+    assert generator is not None
     messages = [{"role": "user", "content": [{"type": "text", "text": "a red dog"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=text, generation_mode="image", return_tensors="pt")
@@ -213,13 +214,13 @@ def test_drawn_codes_equal_those_of_transformers(guidance: float, folder: Path) 
     settings = {"generation_mode": "image", "guidance_scale": guidance, "do_sample": False}
     expected = reference.generate(**inputs, **settings)
     encoder = replace(llm.prompt_encoder(), variables={"generation_mode": "image"})
-    prompt = painter.build_prompt(encoder.encode("a red dog", None, None).ids, guidance)
+    prompt = generator.build_prompt(encoder.encode("a red dog", None, None).ids, guidance)
     assert prompt.ids == inputs["input_ids"][0].tolist() and prompt.ids[-1] == BEGIN
-    codes = generate_head_codes(llm.model, painter, prompt, sampling=Sampling(0), seed=None)
+    codes = generate_head_codes(llm.model, generator, prompt, sampling=Sampling(0), seed=None)
     assert codes == expected[0].tolist() and len(set(codes)) > 2
 
     pixels = processor.postprocess(list(reference.decode_image_tokens(expected).float()), return_tensors="pt")
-    difference = painter.codec.decode(expected)[0].int() - pixels["pixel_values"][0].int()
+    difference = generator.codec.decode(expected)[0].int() - pixels["pixel_values"][0].int()
     assert difference.abs().max() <= 1  # transformers cuts what is rounded here
 
 
@@ -238,11 +239,31 @@ def test_images_are_written_by_generate(folder: Path, tmp_path: Path, capsys: py
     values = json.loads((folder / "config.json").read_text())
     for change, message in (
         ({"hidden_act": "mish"}, "vq_config.hidden_act: 'mish' is not supported"),
+        ({"hidden_act": ["gelu"]}, "vq_config.hidden_act: ['gelu'] is not supported"),
         ({"num_hidden_layers": 3}, "model.generation_aligner.hidden_layers.1.weight has the shape None"),
+        ({"num_hidden_layers": 10**9}, "has the shape None, not"),
     ):
         (partial / "config.json").unlink()
         (partial / "config.json").write_text(json.dumps({**values, "vq_config": {**values["vq_config"], **change}}))
         assert main([words[0], str(partial), *words[2:]]) == 1 and message in capsys.readouterr().err
+
+
+def test_parts_that_do_not_fit_each_other(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            (tmp_path / path.name).symlink_to(path)
+    values, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    codebook, table = "model.vqmodel.quantize.embedding.weight", "model.generation_embeddings.weight"
+    less = {**values, "vq_config": {**values["vq_config"], "num_embeddings": 32}}
+    for config, changed, message in (
+        (less, {codebook: tensors[codebook][:32].clone()}, "64 codes are drawn, and 32 are decoded"),
+        (values, {table: tensors[table].flatten()}, f"{table} has the shape [512], not one of codes and width"),
+        ({**values, "vq_config": 3}, {}, "vq_config: 3 is not supported; use a mapping of its settings"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        save_file({**tensors, **changed}, tmp_path / "model.safetensors", {"format": "pt"})
+        words = ["generate", str(tmp_path), "--prompt", "a dog", "--image_out", str(tmp_path / "a.png")]
+        assert main(words) == 1 and message in capsys.readouterr().err
 
 
 @pytest.mark.slow
