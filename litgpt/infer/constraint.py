@@ -1,4 +1,4 @@
-"""Restrict the tokens of a text to a JSON schema, a regular expression or a grammar, with llguidance.
+"""Restrict the tokens of a text: to a JSON schema, a regular expression or a grammar, with llguidance, or to no codes.
 
 Axes: V vocabulary.
 """

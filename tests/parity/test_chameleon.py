@@ -196,13 +196,14 @@ def test_a_trained_model_is_a_whole_one(tmp_path: Path) -> None:
     assert open_code_reader(Tokenizer(tmp_path / "out/final")) is not None
 
 
-def test_a_vocabulary_without_all_codes_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_without_all_codes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "chameleon"
     write_chameleon(folder)
     add_tokenizer(folder)
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace(name_code(7), "IMGIMGKZ"))
-    assert main(["tokenizer", "extend", str(folder), str(folder), str(tmp_path / "model")]) != 0
+    assert main(["tokenizer", "extend", str(folder), str(folder), str(tmp_path / "model")]) == 1
+    assert "the tokenizer does not have the 64 tokens of image_codes" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
 
