@@ -21,6 +21,7 @@ from litgpt.data.media import codes
 from litgpt.data.media.codes import CodeReader, open_code_reader
 from litgpt.data.media.errors import MediumError
 from litgpt.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
+from litgpt.errors import UserError
 from litgpt.infer.constraint import build_text_constraint
 from litgpt.infer.engine import Engine
 from litgpt.infer.requests import Request
@@ -235,6 +236,25 @@ def test_images_of_chameleon_are_resized_as_by_its_processor(
     monkeypatch.setitem(codes.INTERPOLATION_OF_FITS, "short_side", "bilinear")
     assert main(["verify", str(folder), "--length", "24"]) == 1
     assert "codes: FAILED" in capsys.readouterr().out
+
+
+def test_a_processor_that_resizes_otherwise_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model")
+    crop = {"height": SIZE, "width": SIZE}
+    processor = transformers.ChameleonImageProcessor(size={"shortest_edge": SIZE}, crop_size=crop)
+    processor.save_pretrained(tmp_path / "model")
+    path, tokenizer = tmp_path / "model/preprocessor_config.json", Tokenizer(tmp_path / "model")
+    values = json.loads(path.read_text())
+    assert open_code_reader(tokenizer) is not None
+    for change, message in (
+        ({"size": {"shortest_edge": 16}}, 'size: .* is not supported by this codec; use {"shortest_edge": 32}'),
+        ({"crop_size": {"height": 32, "width": 16}}, "crop_size: .* is not supported by this codec"),
+        ({"do_center_crop": False}, "do_center_crop: False is not supported by this codec; use true"),
+        ({"resample": 3}, "resample: 3 is not supported by this codec; use 1"),
+    ):
+        path.write_text(json.dumps({**values, **change}))
+        with pytest.raises(UserError, match=message):
+            open_code_reader(tokenizer)
 
 
 def test_rows_of_chameleon(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from litgpt.data.media.errors import MediumError
+from litgpt.data.media.picture_settings import PROCESSOR_FILES, read_processor
 from litgpt.data.media.picture_sizes import SIZE_RULES, check_growth
 from litgpt.data.media.pictures import crop_middle, get_size, interpolate, open_picture
 from litgpt.data.media.sources import find_source
@@ -81,6 +83,8 @@ CODE_NAMES = (
     CodeNames("<racm3:break>", "<eoss>", "IMGIMG{}Z", digits="ABCDEFGHIJ", in_texts=False, within=True),  # of Chameleon
 )
 INTERPOLATION_OF_FITS = {"square": "bilinear", "short_side": "lanczos"}
+CROPPED: dict[str, Any] = {"do_resize": True, "do_center_crop": True, "resample": 1}
+"""What the processor of a codec says if its images are resized by their short side, besides their size."""
 
 
 @dataclass(frozen=True)
@@ -188,14 +192,32 @@ def load_ordered_codec(tokenizer: Tokenizer, folder: Path, *, size: int | None =
         size: as of `load_codec`.
 
     Raises:
-        UserError: as `load_codec` and `find_code_order`.
+        UserError: as `load_codec`, `check_resizing` and `find_code_order`.
     """
     codec = load_codec(folder, size=size)
+    check_resizing(folder, codec.shape)
     if isinstance(codec, VQCodec) and not codec.is_reordered:
         order = find_code_order(tokenizer, codec.shape)
         if order is not None:
             codec.reorder_codes(order)
     return codec
+
+
+def check_resizing(folder: Path, shape: GridShape) -> None:
+    """Check that the processor in the folder of a codec, if there is one, resizes images as a `CodeReader` does.
+
+    Images that are resized to squares are so whatever a processor says.
+
+    Raises:
+        UserError: if it does not.
+    """
+    if shape.fit != "short_side" or not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return
+    path, values = read_processor(folder, "image_processor", "images")
+    sizes = {"size": {"shortest_edge": shape.size}, "crop_size": dict.fromkeys(("height", "width"), shape.size)}
+    for key, expected in {**CROPPED, **sizes}.items():
+        if values.get(key) not in (None, expected):
+            raise UserError(f"{path}: {key}: {values[key]} is not supported by this codec; use {json.dumps(expected)}")
 
 
 def find_codec_folder(tokenizer: Tokenizer) -> Path | None:
