@@ -49,14 +49,15 @@ def set_forward(module: GatedMLP) -> None:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module has the forward method of its class, and is no linear layer with a bias or of another class."""
+    """Whether a module has its class's forward method and no hooks, and if linear, is an `nn.Linear` without bias."""
     is_linear = not isinstance(module, nn.Linear) or (type(module) is nn.Linear and module.bias is None)
-    return is_linear and "forward" not in vars(module) and not module._forward_hooks
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return is_linear and "forward" not in vars(module) and not any(hooks)
 
 
 def project_swiglu(mlp: GatedMLP, x: Tensor) -> Tensor:
-    """`mlp(x)`."""
+    """`mlp(x)`; as it was if its last layer has changed since, for example by a hook."""
     gate, up = mlp.project(x)
-    if not torch.is_grad_enabled():
-        return mlp.down(mlp.gating(gate, up))
-    return ProjectedSwiGLU.apply(gate, up, mlp.down.weight)
+    if torch.is_grad_enabled() and is_plain(mlp.down):
+        return ProjectedSwiGLU.apply(gate, up, mlp.down.weight)
+    return mlp.down(mlp.gating(gate, up))

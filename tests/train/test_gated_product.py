@@ -78,3 +78,16 @@ def test_layers_that_differ_stay_as_they_are() -> None:
     model, layer = build_layer(Config(**{**CONFIG.to_dict(), "mlp_class_name": "GemmaMLP"}))
     recompute_products(model)
     assert "forward" not in vars(layer)
+
+
+def test_hooks_of_the_last_layer_are_called() -> None:
+    model, layer = build_layer()
+    expected, _ = compute(layer, autocast=False)
+    recompute_products(model)
+    seen: list[Tensor] = []
+    for add in (layer.down.register_forward_hook, layer.down.register_forward_pre_hook):
+        handle = add(lambda _, inputs, *_output: seen.append(inputs[0]))
+        results, _ = compute(layer, autocast=False)
+        assert len(seen) == 1 and seen.pop().shape == (3, 5, 40)
+        assert all(map(torch.equal, results, expected))
+        handle.remove()
