@@ -81,6 +81,24 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.answer_header()
 
+    def answer_chunks(self) -> None:
+        self.begin_chunks()
+        for start in range(0, len(CONTENT), 1000):
+            part = CONTENT[start : start + 1000]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def answer_line(self) -> None:
+        self.begin_chunks()
+        for _ in range(10_000):
+            self.wfile.write(b"1" * (1 << 16))  # the length of a chunk, which never ends
+
+    def begin_chunks(self) -> None:
+        """Send the headers of an answer in chunks."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
     def answer_nonsense(self) -> None:
         self.wfile.write(b"\0\1\2 what\r\n\r\n")
         self.close_connection = True

@@ -83,7 +83,8 @@ def copy_body(url: str, response: "HTTPResponse", file: BinaryIO, *, max_bytes: 
     too_large = BadRow(TOO_LARGE, f"{url[:80]}: more than {limit}")
     if int(response.headers.get("Content-Length", 0)) > max_bytes:
         raise too_large
-    for block in response.stream(FETCH_BYTES, decode_content=False):
+    # not `stream`, which in urllib3 2.2 keeps a line without an end, as large as it comes
+    for block in iter(lambda: response.read(FETCH_BYTES, decode_content=False), b""):
         size += len(block)
         if size > max_bytes:
             raise too_large

@@ -49,6 +49,11 @@ def test_a_file_is_kept_once_for_its_content(server: Server, tmp_path: Path) -> 
     assert {fetch(server, tmp_path, each) for each in ("/a.png", "/b.png?size=3", "/moved", "/busy")} == {path}
 
 
+@pytest.mark.usefixtures("allowed")
+def test_a_file_in_chunks(server: Server, tmp_path: Path) -> None:
+    assert fetch(server, tmp_path, "/chunks").read_bytes() == CONTENT
+
+
 FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("/missing", {}, "URL with status 404"),
     ("/loop", {}, "URL with too many redirects"),
@@ -58,6 +63,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("/a.png", {"max_mb": 0.01}, "URL of too large a file"),
     ("/endless", {"max_mb": 1}, "URL of too large a file"),
     ("/half", {}, "URL that cannot be reached"),
+    ("/line", {}, "URL that cannot be reached"),
     ("/nonsense", {}, "URL that cannot be reached"),
     ("/header", {"seconds": 0.3}, "URL that takes too long"),
     ("/body", {"seconds": 0.3}, "URL that takes too long"),
