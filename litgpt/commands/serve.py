@@ -33,6 +33,7 @@ def run(recipe: Serve) -> None:
 def build_server(recipe: Serve) -> Server:
     """The server of a model and its adapters."""
     base = LLM.load(recipe.checkpoint_dir, access_token=recipe.access_token, distribute=None)
+    fetch_limits = build_fetch_limits(recipe, base)
     if recipe.adapters:
         base.distribute(accelerator="cpu", precision=recipe.precision)
     adapted = {name: load_adapted(name, folder, base, recipe) for name, folder in recipe.adapters.items()}
@@ -48,13 +49,21 @@ def build_server(recipe: Serve) -> Server:
         timeout=recipe.timeout,
         predict_path=None if recipe.openai_spec else recipe.api_path,
         stream=recipe.stream,
-        fetch_limits=build_fetch_limits(recipe) if recipe.fetch_urls else None,
+        fetch_limits=fetch_limits,
     )
     return Server(models, EngineThread([model.engine for model in models], recipe.max_waiting), settings)
 
 
-def build_fetch_limits(recipe: Serve) -> FetchLimits:
-    """The limits of files at URLs."""
+def build_fetch_limits(recipe: Serve, llm: LLM) -> FetchLimits | None:
+    """The limits of files at URLs; None to fetch none.
+
+    Raises:
+        UserError: if they are to be fetched for a model that reads no media.
+    """
+    if not recipe.fetch_urls:
+        return None
+    if llm.prompt_encoder().open_placer() is None:
+        raise UserError("fetch_urls: true has no effect on a model that reads no media; leave it out")
     return FetchLimits(recipe.max_fetch_mb, recipe.fetch_seconds, recipe.max_fetches, recipe.max_waiting)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from litgpt.commands.serve import build_server
 from litgpt.data.read import public_urls
 from litgpt.data.read.public_urls import is_public
 from litgpt.errors import UserError
@@ -17,7 +18,7 @@ from tests.data import url_server
 from tests.infer.server.test_images import build_image, build_message
 from tests.infer.server.test_server import CLIENT, HELLO
 from tests.infer.server.test_videos_and_sounds import SETTINGS, build_url
-from tests.infer.server.tiny_server import run_server
+from tests.infer.server.tiny_server import run_server, write_tiny_model
 from tests.omni_model import write_media, write_omni_model
 
 KINDS = {"image": ("a.png", "png"), "video": ("c.mp4", "mp4"), "audio": ("b.wav", "wav")}
@@ -141,3 +142,11 @@ def test_without_the_switch_the_key_is_named(
     assert response.status_code == 400 and "URL of no public address" in response.text and not files.asked
     with pytest.raises(UserError, match="fetch_seconds: 3 has no effect with fetch_urls: false; set fetch_urls: true"):
         Serve(checkpoint_dir=folder, fetch_seconds=3)
+
+
+def test_a_model_that_reads_no_media_fetches_nothing(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "tiny")
+    with pytest.raises(
+        UserError, match=r"^fetch_urls: true has no effect on a model that reads no media; leave it out"
+    ):
+        build_server(Serve(checkpoint_dir=tmp_path / "tiny", fetch_urls=True))
