@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,20 +52,35 @@ def select_backends(*, deterministic: bool, attention: str, onednn: bool = False
 
 @contextmanager
 def multiply_by_onednn() -> Iterator[None]:
-    """Multiply float32 matrices on the CPU by oneDNN in the block; in bfloat16 on a CPU with AMX."""
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+    """Multiply float32 matrices on the CPU by oneDNN in the block; in bfloat16 on a CPU with AMX.
+
+    Call it if `is_matmul_precision_unset`.
+    """
+    # not oneDNN's own setting, with which torch.get_float32_matmul_precision would raise an error in the block
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
+        for settings in list_matmul_settings():
+            settings.fp32_precision = "none"
+
+
+def is_matmul_precision_unset() -> bool:
+    """Whether nothing in this process has chosen how float32 matrices are multiplied."""
+    return all(settings.fp32_precision == "none" for settings in list_matmul_settings())
+
+
+def list_matmul_settings() -> tuple[Any, ...]:
+    """torch's settings of products of matrices, of each backend."""
+    return torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
 
 
 def is_faster_by_onednn(config: Config) -> bool:
     """Whether a model's products in float32 are faster by oneDNN than by MKL, and as exact: large ones on some CPUs."""
     is_large = config.n_embd * (config.padded_vocab_size or 0) >= LARGE_HEAD
-    return is_large and not torch.accelerator.is_available() and is_slow_by_mkl() and is_exact_by_onednn()
+    is_usable = not torch.accelerator.is_available() and is_matmul_precision_unset()
+    return is_large and is_usable and is_slow_by_mkl() and is_exact_by_onednn()
 
 
 @cache

@@ -83,8 +83,8 @@ def test_onednn_multiplies_inside_a_run_only() -> None:
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     with select_backends(deterministic=False, attention="auto", onednn=True):
-        assert settings.fp32_precision == "bf16"
-    assert settings.fp32_precision == before
+        assert settings.fp32_precision == "bf16" and torch.get_float32_matmul_precision() == "medium"
+    assert settings.fp32_precision == before and torch.get_float32_matmul_precision() == "highest"
     with select_backends(deterministic=False, attention="auto"):
         assert settings.fp32_precision == before
 
@@ -109,6 +109,8 @@ def test_large_models_use_onednn_where_it_is_faster_and_exact(
     large = Config(**{**SHAPE, "padded_vocab_size": 2**16})
     assert is_faster_by_onednn(large) == (vendor and exact)
     assert not is_faster_by_onednn(Config(**SHAPE))
+    with multiply_by_onednn():  # a choice of the user's
+        assert not is_faster_by_onednn(large)
 
 
 def test_the_vendor_of_a_cpu_is_read(tmp_path: Path) -> None:
