@@ -166,7 +166,8 @@ def load_image_head(folder: Path, keys: ImageHeadKeys, values: dict[str, Any], w
         published = keys.publish(name)
         given = list(source.read_meta(published).shape) if published in known else None
         if given != list(parameter.shape):
-            raise UserError(f"{folder}: {published} has the shape {given}, not {list(parameter.shape)} of config.json")
+            problem = "is missing" if given is None else f"has the shape {given}"
+            raise UserError(f"{folder}: {published} {problem}; config.json says {list(parameter.shape)}")
         state[name] = source.read(published)
     head.load_state_dict(state, assign=True)
     return head
