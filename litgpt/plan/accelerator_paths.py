@@ -21,7 +21,7 @@ CPU_PATHS = (
     (functional, "rms_norm", rms_norm),
     (functional, "scaled_dot_product_attention", attend_fused),
     (moe, "share_product", lambda *_: False),
-    (build_state, "is_lean", lambda _: False),
+    (build_state, "uses_cpu_paths", lambda _: False),
 )
 """What the code does on a CPU only: its module, its name, and the value that it has on an accelerator."""
 

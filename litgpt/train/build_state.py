@@ -44,10 +44,10 @@ def build_train_state(
     starts_over = not resumed or spec.scores_ahead
     fill_model(model, spec, recipe.seed, device, resumed=not starts_over)
     reference = build_reference(model, spec, recipe.seed, device, resumed=resumed) if starts_over else None
-    if mesh is None and is_lean(device) and not is_compiled(recipe, device):
+    if mesh is None and uses_cpu_paths(device) and not is_compiled(recipe, device):
         recompute_products(model)
     optimizers = build_optimizers(recipe.optimizer, model, spec.tuner, spec.rates)
-    if mesh is None and is_lean(device) and not resumed and spec.tuner is None and not model.towers:
+    if mesh is None and uses_cpu_paths(device) and not resumed and spec.tuner is None and not model.towers:
         for optimizer in optimizers:
             allocate_states(optimizer)
     schedule = adapt.build_schedule(model, spec.tuner, recipe.seed, steps) if spec.tuner else None
@@ -62,8 +62,8 @@ def build_train_state(
     return state
 
 
-def is_lean(device: torch.device) -> bool:
-    """Whether a model that is not sharded computes gradients in ways that need less memory on a CPU."""
+def uses_cpu_paths(device: torch.device) -> bool:
+    """Whether a model in one process is computed, and its states are allocated, in the ways that need less on a CPU."""
     return device.type == "cpu"
 
 

@@ -144,7 +144,7 @@ def fill_batches(recipe: Any, spec: RunSpec, data_ranks: int = 1) -> list[Batch]
 def build_real_state(case: Case) -> tuple[TrainState, list[Batch], Any]:
     """A state with real tensors, the micro-batches of a step, and keyword arguments of `train_step`."""
     recipe, spec = build_case(case)
-    with patch.object(build_state, "is_lean", lambda _: False):  # as on an accelerator
+    with patch.object(build_state, "uses_cpu_paths", lambda _: False):  # as on an accelerator
         state = build_train_state(recipe, spec, None, CPU, resumed=False, steps=10)
     if spec.scores_ahead:
         state.reference = None
