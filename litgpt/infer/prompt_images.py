@@ -158,17 +158,27 @@ class Prompt:
             run, tokens = range(each.start, each.stop), reader.media_tokens
             places = tuple(token for token in run if self.ids[token] in tokens)
             media = replace(reader.pack(patches, each.grids), order=order)
-            images.append(PromptImage(media, places, compute_image_key(patches, each.grids, order)))
+            key = compute_image_key(patches, each.grids, order, seconds=each.seconds)
+            images.append(PromptImage(media, places, key))
         shape = self.reader.sections_shape
         positions = None if shape is None else build_sample_positions(shape, self.ids, self.media)
         return PromptImages(tuple(images), positions)
 
 
 def compute_image_key(
-    patches_NP: Tensor, grids: Sequence[tuple[int, int, int]], order: FeatureOrder | None = None
+    patches_NP: Tensor,
+    grids: Sequence[tuple[int, int, int]],
+    order: FeatureOrder | None = None,
+    *,
+    seconds: float | None = None,
 ) -> int:
-    """A negative number by the SHA-256 of the pixels or frames, sizes, and the features at the places."""
-    digest = hashlib.sha256(repr((tuple(grids), None if order is None else order.numbers_MK.tolist())).encode())
+    """A negative number by the SHA-256 of the pixels or frames, sizes, and the features at the places.
+
+    Args:
+        seconds: of a video, from one step of its frames to the next, which its positions follow from.
+    """
+    numbers = None if order is None else order.numbers_MK.tolist()
+    digest = hashlib.sha256(repr((tuple(grids), numbers, seconds)).encode())
     digest.update(patches_NP.contiguous().numpy().data)
     return to_key(digest.digest())
 

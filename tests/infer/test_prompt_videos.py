@@ -55,6 +55,21 @@ def test_texts_are_those_without_a_cache(kind: str, folder: Path) -> None:
     assert ids[len(prompt.ids) :] == expected
 
 
+def test_the_same_frames_at_another_rate_do_not_share_keys_and_values(folder: Path) -> None:
+    """Positions follow from the time between frames."""
+    encoder, images = LLM.load(folder / "qwen2_vl", distribute=None).prompt_encoder(), []
+    for rate in (1, 2, 2):
+        write_video(folder / "lossless.mkv", 4, (16, 24), rate=rate, codec="ffv1")
+        read = encoder.encode(
+            "<video>", None, None, sources={"video": [(folder / "lossless.mkv").read_bytes()]}
+        ).load_images()
+        assert read is not None
+        images.append(read.images[0])
+    slow, fast, same = images
+    assert torch.equal(slow.media.patches_NP, fast.media.patches_NP)
+    assert slow.key != fast.key == same.key
+
+
 def test_videos_are_paths_and_bytes_and_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llm, path = LLM.load(folder / "qwen3_vl", distribute=None), folder / "a.mp4"
     expected = llm.generate("Where?", videos=path, **SETTINGS)
