@@ -53,7 +53,7 @@ from litgpt.train.run_checkpoints import list_checkpoint_files, open_checkpoints
 from litgpt.train.run_spec import RunSpec, admit_batch, build_pretrain_spec
 from litgpt.train.setup import RunData, open_data
 from litgpt.train.step import StepGradients, StepResult, add_gradients, apply_gradients
-from litgpt.train.torch_backends import check_attention_kernel, is_faster_by_onednn, select_backends
+from litgpt.train.torch_backends import check_attention_kernel, select_backends
 
 LOSS_TYPES = {"cross_entropy": "ce", "dft": "dft"}
 """The losses of next tokens that `forward_backward` has, and their names in a recipe."""
@@ -344,11 +344,7 @@ class TrainableModel:
         return partial(run_split_model, self._state.core)
 
     def _backends(self) -> AbstractContextManager[None]:
-        return select_backends(
-            deterministic=self.recipe.deterministic,
-            attention=self.recipe.attention,
-            onednn=is_faster_by_onednn(self.spec.config),
-        )
+        return select_backends(deterministic=self.recipe.deterministic, attention=self.recipe.attention)
 
     def _list_batches(self, batches: Batch | Sequence[Batch] | Sequence[Row]) -> list[Batch]:
         given = [batches] if isinstance(batches, Batch) else list(batches)

@@ -22,7 +22,7 @@ from litgpt.train.report import list_metrics_files, write_report
 from litgpt.train.run_record import record_run
 from litgpt.train.run_spec import RunSpec
 from litgpt.train.setup import Run, build
-from litgpt.train.torch_backends import is_faster_by_onednn, select_backends
+from litgpt.train.torch_backends import select_backends
 
 
 def store_scores(trained: Run) -> None:
@@ -42,9 +42,7 @@ def train(
         score_tasks: the scores of `eval.tasks`; None for none.
     """
     console = RunConsole(enabled=is_rank_zero())
-    backends = select_backends(
-        deterministic=recipe.deterministic, attention=recipe.attention, onednn=is_faster_by_onednn(spec.config)
-    )
+    backends = select_backends(deterministic=recipe.deterministic, attention=recipe.attention)
     with report_lost_ranks(), show_phases(console.show_phase), backends, ExitStack() as ends:
         trained = build(recipe, spec, console.print, ends)
         console.total_steps = trained.steps

@@ -1,7 +1,6 @@
 """Deterministic algorithms and the kernel of attention are those of the recipe, inside a run only."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from litgpt.errors import UserError
 from litgpt.model.attention import attend
 from litgpt.model.config import Config
-from litgpt.train import torch_backends
-from litgpt.train.torch_backends import (
-    check_attention_kernel,
-    is_exact_by_onednn,
-    is_faster_by_onednn,
-    is_slow_by_mkl,
-    multiply_by_onednn,
-    select_backends,
-)
+from litgpt.train.torch_backends import check_attention_kernel, select_backends
 from tests.runs import SHAPE
 
 LATENT = {
@@ -77,44 +68,3 @@ def test_a_kernel_that_the_device_or_the_model_has_not_is_refused() -> None:
     grouped = Config(**{**SHAPE, "n_query_groups": 1})
     for attention in ("auto", "flash", "math"):
         check_attention_kernel(attention, grouped, torch.device("cpu"), torch.bfloat16)
-
-
-def test_onednn_multiplies_inside_a_run_only() -> None:
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    with select_backends(deterministic=False, attention="auto", onednn=True):
-        assert settings.fp32_precision == "bf16" and torch.get_float32_matmul_precision() == "medium"
-    assert settings.fp32_precision == before and torch.get_float32_matmul_precision() == "highest"
-    with select_backends(deterministic=False, attention="auto"):
-        assert settings.fp32_precision == before
-
-
-@pytest.mark.skipif(not is_exact_by_onednn(), reason="oneDNN is missing, or multiplies in bfloat16 on this CPU")
-def test_products_by_onednn_are_as_exact_as_those_of_float32() -> None:
-    torch.manual_seed(0)
-    left, right = torch.randn(300, 200), torch.randn(200, 100)
-    exact = left.double() @ right.double()
-    error = (left @ right - exact).abs().max()
-    with multiply_by_onednn():
-        assert (left @ right - exact).abs().max() < 4 * error
-
-
-@pytest.mark.parametrize(("vendor", "exact"), [(True, True), (True, False), (False, True)])
-def test_large_models_use_onednn_where_it_is_faster_and_exact(
-    vendor: bool, exact: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch_backends, "is_slow_by_mkl", lambda: vendor)
-    monkeypatch.setattr(torch_backends, "is_exact_by_onednn", lambda: exact)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    large = Config(**{**SHAPE, "padded_vocab_size": 2**16})
-    assert is_faster_by_onednn(large) == (vendor and exact)
-    assert not is_faster_by_onednn(Config(**SHAPE))
-    with multiply_by_onednn():  # a choice of the user's
-        assert not is_faster_by_onednn(large)
-
-
-def test_the_vendor_of_a_cpu_is_read(tmp_path: Path) -> None:
-    for vendor in ("AuthenticAMD", "GenuineIntel"):
-        (tmp_path / vendor).write_text(f"processor : 0\nvendor_id : {vendor}\n")
-    assert is_slow_by_mkl(tmp_path / "AuthenticAMD")
-    assert not is_slow_by_mkl(tmp_path / "GenuineIntel") and not is_slow_by_mkl(tmp_path / "missing")
