@@ -56,6 +56,10 @@ SHARED_KEYS = {
     "blocks": "num_res_blocks",
 }
 SHARED_DEFAULTS: dict[str, Any] = {"num_res_blocks": 2}
+IMAGE_DEFAULTS: dict[str, Any] = {
+    **SHARED_DEFAULTS,
+    **{"latent_channels": 256, "base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4]},
+}
 SUPPORTED_VALUES = {"in_channels": 3, "out_channels": 3, "double_latent": False, "attn_type": "vanilla"}
 """Keys that have one value, which they may leave out."""
 SHARED_NAMES = (
@@ -128,9 +132,8 @@ VQ_FAMILIES = {
     "janus_vqgan": VQFamily(
         keys={**SHARED_KEYS, "codes": "num_embeddings"},
         defaults={
-            **SHARED_DEFAULTS,
-            **{"num_embeddings": 16384, "embed_dim": 8, "latent_channels": 256, "num_patches": 32},
-            **{"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4]},
+            **IMAGE_DEFAULTS,
+            **{"num_embeddings": 16384, "embed_dim": 8, "num_patches": 32},
         },
         names=IMAGE_NAMES,
         counts_up=False,
@@ -143,9 +146,8 @@ VQ_FAMILIES = {
     "chameleon_vqgan": VQFamily(
         keys={**SHARED_KEYS, "codes": "num_embeddings"},
         defaults={
-            **SHARED_DEFAULTS,
-            **{"num_embeddings": 8192, "embed_dim": 256, "latent_channels": 256, "resolution": 512},
-            **{"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "attn_resolutions": []},
+            **IMAGE_DEFAULTS,
+            **{"num_embeddings": 8192, "embed_dim": 256, "resolution": 512, "attn_resolutions": []},
             **{"image_mean": [CHAMELEON_COLOR] * 3, "image_std": [CHAMELEON_COLOR] * 3},
         },
         names=IMAGE_NAMES,
