@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
-from litgpt.host_allocator import return_freed_memory
+from litgpt.host_allocator import return_code_pages, return_freed_memory
 from litgpt.parallel.heartbeat import report_lost_ranks
 from litgpt.parallel.strategy import exit_process, is_rank_zero
 from litgpt.phases import phase, show_phases
@@ -51,6 +51,7 @@ def train(
         initialize_by_gradient(trained, objective)
         loop = Loop(trained, objective, console, score_tasks)
         return_freed_memory()  # that of reading the data
+        return_code_pages()
         with loop.interrupts.handle_signals():
             with record_run(trained, loop):
                 loop.fit()
