@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from litgpt.data.render.number_words import spell_number
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -415,3 +416,27 @@ def test_unnamed_missing_and_misshaped_tensors_are_refused_by_name() -> None:
         to_our_names(table, {**theirs, fused: torch.zeros(90, 32)}, config)
     kept = to_our_names(table, {**theirs, "gpt_neox.layers.0.attention.masked_bias": torch.zeros(1)}, config)
     assert kept.keys() == ours.keys()
+
+
+@pytest.mark.parametrize(
+    ("page", "texts"),
+    [
+        (
+            "README.md",
+            ["**Models**: {plain} architectures", "and {vision} with a vision tower", "| {plain} architectures,"],
+        ),
+        ("CHANGELOG.md", ["Models of texts of {plain} published architectures"]),
+    ],
+)
+def test_pages_state_the_number_of_architectures(page: str, texts: list[str]) -> None:
+    families = load_families().values()
+    plain = {name for family in families if not family.towers for name in family.architectures}
+    vision = {
+        name
+        for family in families
+        if any(tower.part == "vision" for tower in family.towers)
+        for name in family.architectures
+    }
+    content = " ".join((Path(__file__).parents[2] / page).read_text(encoding="utf-8").split())
+    for text in texts:
+        assert text.format(plain=len(plain), vision=spell_number(len(vision))) in content

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+MOST_DIGITS = 18  # of the number of a code
+
+
 @dataclass(frozen=True)
 class CodeNames:
     """How the tokens of images are called.
@@ -59,11 +62,20 @@ class CodeNames:
     within: bool = False
 
     def read_number(self, token: str) -> int | None:
-        """The number of the code that a token in other digits is called after; None if it is no code."""
+        """The number of the code that a token in other digits is called after; None if it is no code.
+
+        Raises:
+            UserError: if the number is longer than that of any code.
+        """
         start, _, end = self.code.partition("{}")
         written = token.removeprefix(start).removesuffix(end)
         if token != f"{start}{written}{end}" or not written or set(written) - {*(self.digits or "")}:
             return None
+        if len(written) > MOST_DIGITS:
+            name = f"{start}{written[:MOST_DIGITS]}...{end}"
+            raise UserError(
+                f"tokenizer: {name}: {len(written)} digits are too many for a code; use {MOST_DIGITS} at most"
+            )
         return int("".join(str((self.digits or "").index(digit)) for digit in written))
 
 

@@ -18,6 +18,7 @@ from litgpt.data.media.picture_sizes import (
     NARROWEST,
     SIZE_KEYS,
     Size,
+    check_most,
     fit_area,
     fit_long_side,
     read_sides,
@@ -26,6 +27,7 @@ from litgpt.data.media.pictures import interpolate
 from litgpt.errors import UserError
 from litgpt.files import read_json_object
 from litgpt.mappings import drop_nulls
+from litgpt.model.colors import check_color, check_scale
 from litgpt.model.feature_order import FeatureOrder
 from litgpt.model.media import Grid
 from litgpt.model.tower_config import TowerShape
@@ -51,6 +53,7 @@ VIDEO_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REQUIRED_VIDEO_STEPS = ("do_resize", "do_rescale", "do_normalize", "initial_shift")
 """Steps that a processor's file may turn off, or change, which is not supported."""
+MOST_FRAMES = 1_000_000  # ten hours at 24 a second
 
 
 @dataclass(frozen=True)
@@ -135,31 +138,58 @@ def read_video_settings(folder: Path, processor: str, *, is_shared: bool = True)
         if values.get(step, True) not in (True, None):
             raise UserError(f"{path}: {step}: {str(values[step]).lower()} is not supported; use true")
     rule, defaults = VIDEO_PROCESSORS[kind]
-    settings = {**defaults, **drop_nulls(values), **read_sampling(values)}
+    settings = {**defaults, **drop_nulls(values), **read_sampling(path, values)}
     older = {"shortest_edge": values.get("min_pixels"), "longest_edge": values.get("max_pixels")}
-    size = {**settings["size"], **{key: value for key, value in older.items() if value is not None}}
-    if settings["resample"] not in INTERPOLATIONS:
-        raise UserError(f"{path}: resample: {settings['resample']} is not supported; use one of {INTERPOLATIONS}")
+    size, resample, tile = settings["size"], settings["resample"], settings.get("max_image_size")
+    if isinstance(size, dict):
+        size = {**size, **drop_nulls(older)}
+    if type(resample) is not int or resample not in INTERPOLATIONS:
+        raise UserError(f"{path}: resample: {resample} is not supported; use one of {INTERPOLATIONS}")
     return VideoSettings(
         rule=rule,
-        fps=float(settings["fps"]),
-        num_frames=settings["num_frames"],
-        min_frames=settings["min_frames"],
-        max_frames=settings["max_frames"],
         limits=read_sides(path, "size", size, SIZE_KEYS[rule]),
-        square=settings["max_image_size"]["longest_edge"] if rule == "long_side" else None,
-        cap_pixels_per_frame=settings["cap_pixels_per_frame"],
-        max_video_tokens=settings["max_video_tokens"],
-        interpolation=INTERPOLATIONS[settings["resample"]],
-        mean=tuple(settings["image_mean"]),
-        std=tuple(settings["image_std"]),
-        scale=float(settings["rescale_factor"]),
+        square=read_sides(path, "max_image_size", tile, ("longest_edge",))["longest_edge"]
+        if rule == "long_side"
+        else None,
+        interpolation=INTERPOLATIONS[resample],
+        mean=check_color(path, "image_mean", settings["image_mean"]),
+        std=check_color(path, "image_std", settings["image_std"]),
+        scale=check_scale(path, settings["rescale_factor"]),
+        **check_frame_numbers(path, settings),
     )
 
 
-def read_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in `video_sampling` of a file, which come before those beside it, except for the size (SmolVLM)."""
+def check_frame_numbers(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a video processor that frames are chosen by, of `VideoSettings`.
+
+    Raises:
+        UserError: if one is not of its type, or out of range.
+    """
+    fps, cap, tokens = (settings[key] for key in ("fps", "cap_pixels_per_frame", "max_video_tokens"))
+    if type(fps) not in (int, float) or not 0 < fps < math.inf:
+        raise UserError(f"{path}: fps: {fps} is not supported; use a number above 0, e.g. 2.0")
+    if type(cap) is not bool:
+        raise UserError(f"{path}: cap_pixels_per_frame: {cap} is not supported; use true or false")
+    if type(tokens) is not int or tokens < 0:
+        raise UserError(f"{path}: max_video_tokens: {tokens} is not supported; use a whole number, e.g. 768")
+    counts = {
+        key: None
+        if key == "num_frames" and settings[key] is None
+        else check_most(path, key, settings[key], MOST_FRAMES)
+        for key in ("num_frames", "min_frames", "max_frames")
+    }
+    return {"fps": float(fps), "cap_pixels_per_frame": cap, "max_video_tokens": tokens, **counts}
+
+
+def read_sampling(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in `video_sampling` of a file, which come before those beside it, except for the size (SmolVLM).
+
+    Raises:
+        UserError: if they are no settings.
+    """
     sampling = values.get("video_sampling") or {}
+    if not isinstance(sampling, dict):
+        raise UserError(f"{path}: video_sampling: {sampling} is not supported; use keys and values")
     size = values.get("size") or sampling.get("video_size")
     named = {"num_frames": sampling.get("max_frames"), "fps": sampling.get("fps"), "size": size}
     return {name: value for name, value in named.items() if value is not None}
@@ -177,11 +207,13 @@ def find_video_values(folder: Path, *, is_shared: bool) -> tuple[Path, dict[str,
         is_shared: whether the settings of images are for videos too, if no file is for videos; else it says nothing.
 
     Raises:
-        UserError: if the folder has none.
+        UserError: if the folder has none, or its file is damaged.
     """
     merged = folder / "processor_config.json"
     if merged.is_file() and "video_processor" in (values := read_json_object(merged)):
-        return merged, values["video_processor"]
+        if not isinstance(settings := values["video_processor"], dict):
+            raise UserError(f"{merged}: video_processor: {settings} is not supported; download the file again")
+        return merged, settings
     for name in (VIDEO_PROCESSOR_FILE, *PROCESSOR_FILES):
         if (folder / name).is_file():
             is_read = is_shared or name == VIDEO_PROCESSOR_FILE

@@ -10,7 +10,7 @@ import torch
 
 from litgpt.cli import main
 from litgpt.data import Conversations
-from litgpt.data.media.codes import open_code_reader
+from litgpt.data.media.codes import CODE_NAMES, open_code_reader
 from litgpt.data.modules.finetuning import Packing
 from litgpt.data.tokenizer import Tokenizer
 from litgpt.errors import UserError
@@ -218,3 +218,10 @@ def test_an_image_has_exactly_its_places_and_then_ends() -> None:
     ids = [0, 2, 5, 8, 6, 3, 1, 2, 5, 5, 3]
     assert tokens.find_images(ids) == [[0, 3, 1]]
     assert tokens.is_image(torch.tensor(ids)).tolist() == [token not in (0, 1) for token in ids]
+
+
+def test_a_token_of_more_digits_than_a_number_has_is_refused_by_name() -> None:
+    *_, names = CODE_NAMES
+    assert names.read_number("IMGIMGBCZ") == 12 and names.read_number("IMGIMGKZ") is None
+    with pytest.raises(UserError, match=r"^tokenizer: IMGIMGB{18}\.\.\.Z: 5000 digits are too many for a code; use 18"):
+        names.read_number(f"IMGIMG{'B' * 5000}Z")  # more than Python converts

@@ -314,11 +314,33 @@ def test_settings_of_older_and_merged_files(tmp_path: Path) -> None:
         ({"do_normalize": False}, "do_normalize: false is not supported; use true"),
         ({"size": {"height": 4, "width": 4}}, "size: .* is not supported; set shortest_edge and longest_edge"),
         ({"resample": 0}, "resample: 0 is not supported"),
+        ({"resample": [3]}, r"resample: \[3\] is not supported"),
+        ({"size": "large"}, "size: large is not supported; set shortest_edge"),
+        ({"max_pixels": "9000"}, "size: .*'9000'.* is not supported; set shortest_edge"),
+        ({"fps": "2"}, "fps: 2 is not supported; use a number above 0"),
+        ({"fps": 0}, "fps: 0 is not supported; use a number above 0"),
+        ({"fps": float("nan")}, "fps: nan is not supported"),
+        ({"num_frames": "8"}, "num_frames: 8 is not supported; use 1 to 1000000"),
+        ({"min_frames": 2.5}, "min_frames: 2.5 is not supported; use 1 to 1000000"),
+        ({"max_frames": 0}, "max_frames: 0 is not supported; use 1 to 1000000"),
+        ({"cap_pixels_per_frame": "yes"}, "cap_pixels_per_frame: yes is not supported; use true or false"),
+        ({"max_video_tokens": "768"}, "max_video_tokens: 768 is not supported; use a whole number"),
+        ({"image_mean": 0.5}, "image_mean: 0.5 is not supported; use three numbers"),
+        ({"image_std": [1, 0, 1]}, r"image_std: \[1, 0, 1\] is not supported; use three numbers"),
+        ({"rescale_factor": "1/255"}, "rescale_factor: 1/255 is not supported; use e.g. 0.0039"),
+        ({"video_sampling": 8}, "video_sampling: 8 is not supported; use keys and values"),
+        (
+            {"video_processor_type": "SmolVLMVideoProcessor", "max_image_size": 364},
+            "max_image_size: 364 is not supported; set longest_edge",
+        ),
     ],
 )
 def test_settings_that_are_not_supported(values: dict[str, Any], text: str, tmp_path: Path) -> None:
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(UserError, match=rf"video_preprocessor_config\.json: {text}"):
+        read_video_settings(tmp_path, "Qwen2VLVideoProcessor")
+    (tmp_path / "processor_config.json").write_text('{"video_processor": []}')
+    with pytest.raises(UserError, match=r"processor_config\.json: video_processor: \[\] is not supported"):
         read_video_settings(tmp_path, "Qwen2VLVideoProcessor")
     with pytest.raises(UserError, match=r"has no video_preprocessor_config\.json"):
         read_video_settings(tmp_path / "none", "Qwen2VLVideoProcessor")
