@@ -8,6 +8,7 @@ import mmap
 import os
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # numbers of malloc.h
@@ -27,8 +28,9 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@cache
 def return_code_pages() -> None:
-    """Unmap the pages of libraries' code and constants that this process has in memory, on Linux.
+    """Unmap the pages of libraries' code and constants that this process has in memory, on Linux, the first time.
 
     Those in use are mapped again from the system's cache of files, without being read again. The others ran only while
     the libraries were loaded: on a machine without a GPU, most are constructors in the libraries of CUDA.

@@ -11,6 +11,7 @@ from litgpt import adapt
 from litgpt.adapt import loftq, quantization
 from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS
+from litgpt.host_allocator import return_code_pages
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -161,6 +162,8 @@ def open_model(
         return open_with_adapter(load_adapter_folder(folder, load_config(base)), base, device=device, dtype=dtype)
     config = override_config(load_config(folder), model_config or {})
     model = build_empty_model(config, dtype or find_main_dtype(folder, config), device)
+    if device.type == "cpu":
+        return_code_pages()
     load_model(model, folder, mmap=True)
     return model
 
