@@ -116,18 +116,19 @@ def read_trace(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, list[
     events = [event for event in events if event["tid"] == steps[0]["tid"] and steps[0]["ts"] <= event["ts"]]
     parts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     shapes: dict[str, dict[Shape, float]] = {dtype: defaultdict(float) for dtype in DTYPES.values()}
-    open_events: list[tuple[float, str]] = []  # the end and the part of what contains the next event
+    open_events: list[tuple[float, str, bool]] = []  # of what contains the next: end, part, whether its work is counted
     for event in sorted(events, key=lambda event: (event["ts"], -event["dur"])):
         while open_events and open_events[-1][0] <= event["ts"]:
             open_events.pop()
-        outer = open_events[-1][1] if open_events else None
+        _, outer, counted = open_events[-1] if open_events else (0.0, None, False)
         part = outer if outer in PARTS else find_part(event)
         if outer is not None:
             parts[outer]["seconds"] -= event["dur"] / 1e6 / len(steps)
         if outer is not None or event["name"].startswith("step "):
             parts[part]["seconds"] += event["dur"] / 1e6 / len(steps)
-            open_events.append((event["ts"] + event["dur"], part))
-            for key, amount in count_work(event, shapes).items():
+            work = {} if counted else count_work(event, shapes)
+            open_events.append((event["ts"] + event["dur"], part, counted or bool(work)))
+            for key, amount in work.items():
                 parts[part][key] += amount / len(steps)
     largest = {dtype: sorted(found, key=lambda shape: -found[shape])[:LARGEST] for dtype, found in shapes.items()}
     return {name: dict(figures) for name, figures in parts.items()}, largest
@@ -157,10 +158,11 @@ def count_work(event: dict[str, Any], shapes: dict[str, dict[Shape, float]]) -> 
         flops = 2.0 * prod(left) * right[-1]
         shapes[dtype][left[-2], left[-1], right[-1]] += flops
         return {dtype: flops}
-    if name.startswith("aten::_scaled_dot_product") and "flash" in name:
+    is_own = name.startswith("litgpt::causal_attention")
+    if is_own or (name.startswith("aten::_scaled_dot_product") and "flash" in name):
         backward = name.endswith("backward")
         batch, heads, queries, size = dims[1 if backward else 0]
-        causal = "True" in arguments["Concrete Inputs"]
+        causal = is_own or "True" in arguments["Concrete Inputs"]
         products = (5 if backward else 2) / (2 if causal else 1)
         return {DTYPES[types[0]]: 2.0 * products * batch * heads * queries * dims[2][-2] * size}
     return {}

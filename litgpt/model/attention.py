@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from litgpt.model.attention_inputs import AttentionInputs, Mask, Segment
 from litgpt.model.config import Config
-from litgpt.model.cpu_attention import FlashAttention, is_flash_on_cpu, is_half_on_cpu
+from litgpt.model.cpu_attention import FlashAttention, is_faster_on_cpu, is_flash_on_cpu
 from litgpt.model.flex_attention import BlockMask, attend_blocks
 from litgpt.model.layers import build_head_norm, build_norm
 from litgpt.model.rotary import apply_rotary
@@ -186,8 +186,8 @@ def attend_segments(
     is_joined = attend_one is None and are_documents(segments, window) and is_plain_softmax(settings)
     if is_joined and isinstance(k_BKUS, Tensor) and isinstance(v_BKUS, Tensor):
         qkv = (q_BHTS, k_BKUS, v_BKUS)
-        if is_flash_on_cpu(*qkv):
-            return FlashAttention.apply(*qkv, settings["scale"], sizes, is_half_on_cpu(*qkv))
+        if is_flash_on_cpu(*qkv) and not torch.compiler.is_compiling():
+            return FlashAttention.apply(*qkv, settings["scale"], sizes)
     attend_one = attend_one or attend
     queries = [q_BHTS] if len(sizes) == 1 else q_BHTS.split(sizes, dim=2)
     keys, values = (split_keys(segments, x_BKUS) for x_BKUS in (k_BKUS, v_BKUS))
@@ -250,8 +250,8 @@ def attend(
         return attend_blocks(q_BHTS, k_BKUS, v_BKUS, mask=mask, scale=scale, softcap=softcap, sinks=sinks)
     is_grouped = q_BHTS.shape[1] != k_BKUS.shape[1]
     if softcap is None and sinks is None:
-        if mask is None and causal and is_half_on_cpu(q_BHTS, k_BKUS, v_BKUS):
-            return FlashAttention.apply(q_BHTS, k_BKUS, v_BKUS, scale, q_BHTS.shape[2:3], True)
+        if mask is None and causal and is_faster_on_cpu(q_BHTS, k_BKUS, v_BKUS):
+            return torch.ops.litgpt.causal_attention(q_BHTS, k_BKUS, v_BKUS, scale)[0]
         if is_grouped and q_BHTS.shape[2] == 1 and q_BHTS.element_size() == 2 and not (mask is None and causal):
             # one query a head: those of a group share keys, which torch's CPU kernel reads once for each in 16 bits
             q_BKGS = q_BHTS.unflatten(1, (k_BKUS.shape[1], -1)).squeeze(3)

@@ -1,6 +1,6 @@
-"""The decorator of functions that `torch.compile` leaves as they are, without importing Triton where nothing uses it.
+"""Decorators of functions that `torch.compile` does not look into, without importing Triton where nothing uses it.
 
-torch's own decorator imports `torch._dynamo`, and that Triton, whose library takes 80 MB of memory.
+torch's own decorators import `torch._dynamo`, and that Triton, whose library takes 80 MB of memory.
 """
 
 import logging
@@ -38,3 +38,6 @@ def import_compiler() -> None:
 
 import_compiler()
 uncompiled = torch.compiler.disable
+"""Leaves a function out of the graph."""
+called_while_compiling = torch.compiler.assume_constant_result
+"""Calls a function when the graph is made, for a result that does not change."""

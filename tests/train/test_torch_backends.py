@@ -1,15 +1,15 @@
 """Deterministic algorithms and the kernel of attention are those of the recipe, inside a run only."""
 
 import os
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.autograd.profiler import profile
 
 from litgpt.errors import UserError
 from litgpt.model.attention import attend
 from litgpt.model.config import Config
+from litgpt.model.cpu_attention import BY_PRODUCTS
 from litgpt.train.torch_backends import check_attention_kernel, select_backends
 from tests.runs import SHAPE
 
@@ -17,18 +17,6 @@ LATENT = {
     **{"q_lora_rank": None, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 4},
     "norm_eps": 1e-6,
 }
-
-
-class ListOperations(TorchDispatchMode):
-    """Lists the names of the operations of torch that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_deterministic_algorithms_are_used_inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,14 +32,18 @@ def test_deterministic_algorithms_are_used_inside_a_run(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["auto", "flash", "math"])
-def test_the_kernel_of_attention_is_the_chosen_one(attention: str, dtype: torch.dtype) -> None:
-    q, k, v = (torch.randn(1, 2, 8, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+@pytest.mark.parametrize("tokens", [8, BY_PRODUCTS.start])
+def test_the_kernel_of_attention_is_the_chosen_one(tokens: int, attention: str, dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(1, 2, tokens, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
     expected = attend(q, k, v, mask=None, causal=True, scale=0.5)
     leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-    with select_backends(deterministic=False, attention=attention), ListOperations() as operations:
+    with select_backends(deterministic=False, attention=attention), profile() as operations:
         output = attend(*leaves, mask=None, causal=True, scale=0.5)
-    is_flash = any("flash_attention_for_cpu" in name for name in operations.names)
-    assert is_flash == (attention != "math")
+    names = {event.name for event in operations.function_events}
+    is_flash = any("flash_attention_for_cpu" in name for name in names)
+    is_by_products = "litgpt::causal_attention" in names and not is_flash
+    assert is_by_products == (attention == "auto" and tokens in BY_PRODUCTS)
+    assert is_flash == (attention != "math" and not is_by_products)
     torch.testing.assert_close(output.float(), expected, atol=0.02, rtol=0.02)
 
 
