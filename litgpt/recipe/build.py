@@ -47,7 +47,7 @@ def parse_scalar(text: str) -> Any:
 
 
 set_loader("litgpt", parse_scalar, exceptions=(yaml.YAMLError,))
-set_parsing_settings(subclasses_enabled=[Optimizer, Tuner], docstring_parse_attribute_docstrings=True)
+set_parsing_settings(subclasses_enabled=[Optimizer, Tuner])
 
 
 class Flag(NamedTuple):

@@ -1,10 +1,13 @@
 """Recipes from YAML files and flags, and the errors of invalid ones."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from litgpt.recipe.build import build_parser
 from litgpt.recipe.optimizer import SGD, AdamW, AdamW8bit, Custom, Muon
+from litgpt.recipe.pretrain import Pretrain
 from litgpt.recipe.train import BestArgs
 
 
@@ -386,3 +389,10 @@ def test_a_path_of_digits_is_a_path(litgpt, tmp_path):
     assert recipe.data.sources == "45"
     listed = litgpt("finetune", "7", "--data", "Conversations", "--data.sources", "[45, {path: 6}]")
     assert [source.path for source in listed.recipe.data._sources] == ["45", "6"]
+
+
+def test_a_parser_is_built_without_reading_source_code(monkeypatch):
+    read = []
+    monkeypatch.setattr(inspect, "getsource", read.append)
+    build_parser.__wrapped__(Pretrain)
+    assert not read
