@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from http.client import HTTPException
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urljoin
@@ -26,6 +27,9 @@ BUSY_STATUSES = (429, 500, 502, 503, 504)
 WAITS = (0.5, 2.0)  # seconds before another attempt
 SILENCE_SECONDS = 10.0  # after which an attempt is given up
 FETCH_BYTES = 1 << 16
+LOOKUPS = threading.BoundedSemaphore(32)
+"""Names that are looked up at a time, in threads, since the C library does not stop when time is over."""
+LOOK_SECONDS = 0.05  # how often a thread that waits for addresses looks whether its time is over
 GLOBAL_UNICAST, TRANSLATED = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96")
 """The IPv6 addresses of hosts (RFC 4291), and those that are IPv4 addresses (RFC 6052)."""
 UNREACHABLE, TOO_SLOW, TOO_LARGE = "URL that cannot be reached", "URL that takes too long", "URL of too large a file"
@@ -193,7 +197,7 @@ def connect_publicly(url: str, host: str, port: int, deadline: Deadline) -> sock
         BadRow: if one is not.
         OSError: if there are none, or none answers.
     """
-    addresses = list_addresses(host, port)
+    addresses = list_addresses(host, port, deadline)
     for address in addresses:
         if not is_public(address):
             raise BadRow(NOT_PUBLIC, f"{url[:80]}: {address}")
@@ -209,10 +213,31 @@ def connect_publicly(url: str, host: str, port: int, deadline: Deadline) -> sock
     raise fault
 
 
-def list_addresses(host: str, port: int) -> list[str]:
-    """The addresses of a name; raises an OSError if it has none."""
-    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
+def list_addresses(host: str, port: int, deadline: Deadline) -> list[str]:
+    """The addresses of a name; raises an OSError if it has none, or if they are not known in time."""
+    results, end = SimpleQueue[list[str] | Exception](), time.monotonic() + min(SILENCE_SECONDS, deadline.left)
+
+    def look_up() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            results.put(list(dict.fromkeys(str(address[0]) for *_, address in entries)))
+        except (OSError, ValueError) as error:
+            results.put(error)
+        finally:
+            LOOKUPS.release()
+
+    if not LOOKUPS.acquire(timeout=max(0.0, end - time.monotonic())):
+        raise TimeoutError("too many names are looked up")
+    threading.Thread(target=look_up, daemon=True, name="look-up").start()
+    while not deadline.is_over and time.monotonic() < end:
+        try:
+            result = results.get(timeout=LOOK_SECONDS)
+        except Empty:
+            continue
+        if isinstance(result, Exception):
+            raise result
+        return result
+    raise TimeoutError("the addresses of the name are not known in time")
 
 
 def is_public(address: str) -> bool:

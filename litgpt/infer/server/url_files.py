@@ -41,6 +41,8 @@ class UrlFiles:
     async def fetch(self, urls: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
         """The files of URLs, for the block, in which they count as fetched; what is left ends if this is cancelled.
 
+        Others wait for the end of the block, and of its thread, which may be later if this is cancelled.
+
         Raises:
             ApiError: if one cannot be fetched, or too many requests wait.
         """
@@ -55,13 +57,19 @@ class UrlFiles:
             await self._free.acquire()
         finally:
             self._waiting -= 1
+        deadline = Deadline(self.limits.seconds)
+        received = asyncio.get_running_loop().run_in_executor(self._threads, self._receive, urls, deadline)
         try:
-            with Deadline(self.limits.seconds) as deadline:
-                loop = asyncio.get_running_loop()
-                files = await loop.run_in_executor(self._threads, self._receive, urls, deadline)
+            with deadline:
+                files = await asyncio.shield(received)
             yield files
         finally:
-            self._free.release()
+            received.add_done_callback(self._free_slot)
+
+    def _free_slot(self, received: "asyncio.Future[dict[str, bytes]]") -> None:
+        if not received.cancelled():
+            received.exception()  # which nobody waits for any more
+        self._free.release()
 
     def _receive(self, urls: Sequence[str], deadline: Deadline) -> dict[str, bytes]:
         files, left = dict[str, bytes](), int(self.limits.megabytes * 1e6)

@@ -102,6 +102,27 @@ def test_a_name_of_public_and_private_addresses(tmp_path: Path, monkeypatch: pyt
         UrlFetcher(tmp_path / "media", MediaUrls(True)).fetch("http://example.com/a")
 
 
+def test_a_name_that_is_not_known_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, known = list[str](), threading.Event()
+
+    def look_up(host: str, *_args: Any, **_options: Any) -> Any:
+        asked.append(host)
+        known.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(public_urls, "LOOKUPS", threading.BoundedSemaphore(1))
+    for number in range(2):  # of which the second one finds the only thread busy
+        start = time.monotonic()
+        with pytest.raises(BadRow) as raised:
+            UrlFetcher(tmp_path / f"media {number}", MediaUrls(True, seconds=0.3)).fetch("http://example.com/a")
+        assert raised.value.reason == "URL that takes too long" and time.monotonic() - start < 3
+    assert asked == ["example.com"]
+    known.set()
+    with pytest.raises(BadRow, match=r"10\.0\.0\.7"):
+        UrlFetcher(tmp_path / "media", MediaUrls(True)).fetch("http://example.com/a")
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [

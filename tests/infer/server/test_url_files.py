@@ -1,10 +1,11 @@
 """Media at URLs in OpenAI's API: fetched within limits if the server may, without holding up its other requests."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -13,6 +14,7 @@ from litgpt.data.read import public_urls
 from litgpt.data.read.public_urls import is_public
 from litgpt.errors import UserError
 from litgpt.infer.server.app import Server
+from litgpt.infer.server.url_files import FetchLimits, UrlFiles
 from litgpt.recipe.serve import Serve
 from tests.data import url_server
 from tests.infer.server.test_images import build_image, build_message
@@ -127,6 +129,34 @@ def test_slow_files_hold_up_no_other_request(fetching: tuple[str, Server], files
         thread.join()
     assert [answer.status_code for answer in answers] == [400] * 5
     assert post(fetching[0], build_image(f"{files.url}/a.png")).status_code == 200
+
+
+def test_the_next_request_waits_for_a_thread_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    def receive(url: str, file: BinaryIO, *_args: Any, **_limits: Any) -> None:
+        file.write(url.encode())
+        if url == "first":
+            started.set()
+            ended.wait(20)
+
+    async def fetch(url_files: UrlFiles, url: str) -> dict[str, bytes]:
+        async with url_files.fetch([url]) as files:
+            return files
+
+    async def fetch_both() -> dict[str, bytes]:
+        url_files = UrlFiles(FetchLimits(megabytes=1, seconds=5, requests=1, waiting=9))
+        first = asyncio.create_task(fetch(url_files, "first"))
+        await asyncio.to_thread(started.wait)
+        first.cancel()
+        second = asyncio.create_task(fetch(url_files, "second"))
+        await asyncio.wait([first, second], timeout=0.2)
+        assert first.cancelled() and not second.done() and url_files._waiting == 1
+        ended.set()
+        return await second
+
+    monkeypatch.setattr("litgpt.infer.server.url_files.receive_file", receive)
+    assert asyncio.run(fetch_both()) == {"second": b"second"}
 
 
 def test_without_the_switch_the_key_is_named(
