@@ -13,6 +13,9 @@ from litgpt import cli
 from litgpt.data.read.python_docs import write_python_docs
 from tests import training_records
 
+LONG_SECONDS = 900
+"""A test with such a time limit, or a higher one, runs before others; those stay in the order of their files."""
+
 
 class Outcome(NamedTuple):
     """The result of a command line: exit code, recipe, stdout and stderr."""
@@ -108,5 +111,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first, so that no worker waits for them at the end."""
-    items.sort(key=lambda item: "test_tutorials" not in item.nodeid)
+    """Run the tests that may take longest first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: -find_limit(item) if find_limit(item) >= LONG_SECONDS else 0)
+
+
+def find_limit(item: pytest.Item) -> float:
+    """The time limit of a test in seconds; 0 for that of all others."""
+    marker = item.get_closest_marker("timeout")
+    return 0 if marker is None else float(marker.args[0])

@@ -31,6 +31,7 @@ CONTEXT.set_forkserver_preload(
         "litgpt.commands.finetune",
         "litgpt.commands.generate",
         "litgpt.commands.pretrain",
+        "tests.preloaded",
     ]
 )
 
@@ -200,11 +201,14 @@ def _run_rank(
     os.dup2(log, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     import torch
+    import torch.distributed
 
     torch.set_num_threads(1)
     observe_training()
     try:
         code = work(*arguments)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # a thread of gloo that still sends crashes in an exit
     except SystemExit as exit_request:
         code = exit_request.code
     except BaseException:

@@ -28,7 +28,6 @@ RECIPE = {
         "parallel_residual": False,
         "bias": False,
     },
-    "data": "PythonDocs",
     "tokenizer": {"kind": "bpe", "vocab_size": 1024},
     "train": {
         "global_batch_size": 16,
@@ -51,9 +50,10 @@ SETTINGS = {
 }
 
 
-def train(folder: Path, name: str) -> tuple[float, float]:
+def train(folder: Path, text: Path, name: str) -> tuple[float, float]:
     """The load of the most loaded expert relative to the mean, and the validation loss, after 300 steps."""
-    (folder / "recipe.yaml").write_text(json.dumps(RECIPE))  # JSON is YAML
+    data = {"class_path": "PythonDocs", "init_args": {"data_path": str(text)}}
+    (folder / "recipe.yaml").write_text(json.dumps({**RECIPE, "data": data}))  # JSON is YAML
     out = folder / name
     assert cli.main(["pretrain", "--config", str(folder / "recipe.yaml"), "--out_dir", str(out), *SETTINGS[name]]) == 0
     rows = list(csv.DictReader((next(out.rglob("metrics.csv"))).open()))
@@ -64,10 +64,10 @@ def train(folder: Path, name: str) -> tuple[float, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_balanced_experts_have_an_even_load_and_no_higher_loss(tmp_path: Path) -> None:
-    load, loss = train(tmp_path, "none")
+def test_balanced_experts_have_an_even_load_and_no_higher_loss(tmp_path: Path, python_docs: Path) -> None:
+    load, loss = train(tmp_path, python_docs, "none")
     assert load > 2
     for name in ("aux", "bias"):
-        balanced_load, balanced_loss = train(tmp_path, name)
+        balanced_load, balanced_loss = train(tmp_path, python_docs, name)
         assert balanced_load < 1.5, name
         assert balanced_loss <= loss + 0.02, name

@@ -44,8 +44,9 @@ def kill_and_resume(folder: Path, *, kills: int, ranks: int, seconds: float, see
     flags = ("pretrain", "--config", "recipe.yaml", "--resume", "auto")
     for _ in range(kills):
         processes = start_ranks(run_litgpt, *flags, folder=folder, ranks=ranks)
-        time.sleep(chance.uniform(0, seconds))
-        processes[chance.randrange(ranks)].kill()
+        victim = processes[chance.randrange(ranks)]
+        victim.join(chance.uniform(0, seconds))  # or until it has ended
+        victim.kill()
         join_ranks(processes, timeout=2)  # as torchrun does, end the others soon after one is gone
         refused: list[str] = []
         find_latest(folder / "out", refused.append)

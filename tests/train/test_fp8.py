@@ -38,7 +38,7 @@ def test_delayed_scales_are_resumed_to_the_bit(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_losses_after_200_steps_are_those_of_bf16(tmp_path: Path) -> None:
+def test_losses_after_200_steps_are_those_of_bf16(tmp_path: Path, python_docs: Path) -> None:
     shape = {"n_layer": 2, "n_embd": 128, "n_head": 4, "intermediate_size": 256, "padded_vocab_size": 320}
     losses = {}
     for name in (None, "tensorwise", "rowwise", "blockwise", "mxfp8", "delayed"):
@@ -46,7 +46,7 @@ def test_losses_after_200_steps_are_those_of_bf16(tmp_path: Path) -> None:
             tmp_path / str(name),
             timeout=900,
             model_config={**SHAPE, **shape, "block_size": 64},
-            data={"class_path": "PythonDocs"},
+            data={"class_path": "PythonDocs", "init_args": {"data_path": str(python_docs)}},
             train__max_steps=200,
             train__micro_batch_size=8,
             optimizer={"class_path": "AdamW", "init_args": {"lr": 3e-3}},

@@ -285,14 +285,15 @@ def test_offloading_what_is_in_host_memory_is_refused() -> None:
         Pretrain("x", parallel=ParallelArgs(cpu_offload=True), optimizer=PrecisionAwareAdamW(offload_fraction=0.5))
 
 
-def train_200_steps(folder: Path, precision: str, **settings: str) -> float:
+def train_200_steps(folder: Path, text: Path, precision: str, **settings: str) -> float:
     """The mean loss of the last 20 of 200 steps on real text."""
+    folder.mkdir()
     shape = {**RUN_SHAPE, "n_embd": 64, "intermediate_size": 128, "block_size": 128}
     write_recipe(
         folder,
         model_config=shape,
         precision=precision,
-        data={"class_path": "PythonDocs"},
+        data={"class_path": "PythonDocs", "init_args": {"data_path": str(text)}},
         train__max_steps=200,
         train__micro_batch_size=8,
         train__save_interval=None,
@@ -307,16 +308,15 @@ def train_200_steps(folder: Path, precision: str, **settings: str) -> float:
 @pytest.mark.slow
 @needs_torchao
 @pytest.mark.timeout(1200)
-def test_losses_after_200_steps_are_those_of_states_in_float32(tmp_path: Path) -> None:
-    losses = {}
-    for name in FORMATS:
-        (tmp_path / name).mkdir()
-        losses[name] = train_200_steps(tmp_path / name, "32-true", exp_avg_dtype=name, exp_avg_sq_dtype=name)
-    for master in ("fp32", "fp16", "fp8"):
-        folder = tmp_path / f"master {master}"
-        folder.mkdir()
-        losses[f"master {master}"] = train_200_steps(folder, "bf16-true", main_params_dtype=master)
-    (tmp_path / "no master").mkdir()
-    losses["no master"] = train_200_steps(tmp_path / "no master", "bf16-true")
+def test_losses_after_200_steps_are_those_of_states_in_float32(tmp_path: Path, python_docs: Path) -> None:
+    runs: dict[str, tuple[str, dict[str, str]]] = {
+        **{name: ("32-true", {"exp_avg_dtype": name, "exp_avg_sq_dtype": name}) for name in FORMATS},
+        **{f"master {name}": ("bf16-true", {"main_params_dtype": name}) for name in ("fp32", "fp16", "fp8")},
+        "no master": ("bf16-true", {}),
+    }
+    losses = {
+        name: train_200_steps(tmp_path / name, python_docs, precision, **settings)
+        for name, (precision, settings) in runs.items()
+    }
     print(losses)
     assert {name: loss for name, loss in losses.items() if loss > losses["fp32"] + 0.02} == {}
