@@ -63,7 +63,8 @@ def attend_causally(q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor, scale: float
     """Attention, (B, H, T, S), and the logarithm of each query's sum of exponential scores, (B, H, T)."""
     if not is_by_products(q_BHTS):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(q_BHTS, k_BKTS, v_BKTS, 0.0, True, scale=scale)
+        output, logsumexp = kernel(q_BHTS, k_BKTS, v_BKTS, 0.0, True, scale=scale)
+        return join_heads(output), join_heads(logsumexp)
     with torch.autocast("cpu", enabled=False):
         return attend_by_products(q_BHTS, k_BKTS, v_BKTS, scale)
 
@@ -79,8 +80,14 @@ def differentiate_causally(
     if q_BHTS.dtype in HALF_TYPES:
         operands = [x.float() for x in operands]
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    of_q, of_k, of_v = (x.to(q_BHTS.dtype) for x in kernel(*operands, logsumexp, 0.0, True, scale=scale))
+    gradients = kernel(*operands, logsumexp, 0.0, True, scale=scale)
+    of_q, of_k, of_v = (join_heads(x.to(q_BHTS.dtype)) for x in gradients)
     return of_q, of_k, of_v
+
+
+def join_heads(x_BHT: Tensor) -> Tensor:
+    """The same values, (B, H, T, ...), with all heads of a token next to each other, as graphs are compiled for."""
+    return x_BHT.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def allocate_causal_outputs(q_BHTS: Tensor, _k: Tensor, _v: Tensor, _scale: float) -> tuple[Tensor, Tensor]:

@@ -85,11 +85,15 @@ def test_one_graph_for_all_numbers_of_tokens(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("tokens", [8, 256])
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_the_operation_is_what_it_is_declared_to_be(tokens: int, dtype: torch.dtype) -> None:
-    q, k, v, _ = (x.requires_grad_() for x in make_inputs(4, 2, tokens, dtype))
+@pytest.mark.parametrize("is_contiguous", [False, True])
+def test_the_operation_is_what_it_is_declared_to_be(is_contiguous: bool, dtype: torch.dtype, tokens: int) -> None:
+    inputs = [x.contiguous() if is_contiguous else x for x in make_inputs(4, 2, tokens, dtype)]
+    q, k, v, grad = (x.requires_grad_() for x in inputs)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.litgpt.causal_attention.default, (q, k, v, SCALE), test_utils=tests)
-    output, logsumexp = torch.ops.litgpt.causal_attention(q, k, v, SCALE)
-    saved = [x.detach() for x in (output, q, k, v, output, logsumexp)]
+    outputs = torch.ops.litgpt.causal_attention(q, k, v, SCALE)
+    saved = [x.detach() for x in (grad, q, k, v, *outputs)]
     backward = torch.ops.litgpt.causal_attention_backward.default
     torch.library.opcheck(backward, (*saved, SCALE), test_utils=("test_schema", "test_faketensor"))
+    results = [*outputs, *backward(*saved, SCALE)]
+    assert all(x.transpose(1, 2).is_contiguous() for x in results)  # as graphs are compiled for
