@@ -16,6 +16,7 @@ from litgpt.train import build_state, cross_entropy
 CPU_PATHS = (
     (cross_entropy, "CACHED_ELEMENTS", sys.maxsize),  # all rows of a chunk of logits at a time
     (attention, "is_faster_on_cpu", lambda *_: False),
+    (cross_entropy, "is_faster_by_onednn", lambda *_: False),
     (fp8, "is_emulated", lambda *_: False),
     (layers, "is_trained_on_cpu", lambda _: False),
     (functional, "rms_norm", rms_norm),

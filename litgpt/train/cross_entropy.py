@@ -5,6 +5,7 @@ Axes: N tokens, D model width, V vocabulary.
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from litgpt.data.stream.batch import IGNORE
 from litgpt.model.gpt import compute_logits
 from litgpt.parallel.token_sharding import VocabularyShard
+from litgpt.train.torch_backends import is_faster_by_onednn, multiply_by_onednn
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class LogitChunk:
         cap_grads: (n, V) derivative of the softcap at each logit; None without one.
         is_local: (n, 1), whether the row of each label is local; None if all are.
         rows: (n,), its index, arbitrary if it is not.
+        is_whole: whether n is the number of rows of a chunk; it is less in the last one.
     """
 
     losses: Tensor
@@ -173,6 +176,7 @@ class LogitChunk:
     cap_grads: Tensor | None
     is_local: Tensor | None
     rows: Tensor
+    is_whole: bool
 
 
 def iterate_chunks(
@@ -194,7 +198,9 @@ def iterate_chunks(
     buffer = inputs_ND.new_empty(min(chunk_rows, len(labels_N)), len(weight_VD))
     for start in range(0, len(labels_N), chunk_rows):
         part = slice(start, min(start + chunk_rows, len(labels_N)))
-        logits = torch.mm(inputs_ND[part], weight_VD.T, out=buffer[: part.stop - start])
+        is_whole = part.stop - start == chunk_rows
+        with select_products(inputs_ND[part], weight_VD, is_whole=is_whole):
+            logits = torch.mm(inputs_ND[part], weight_VD.T, out=buffer[: part.stop - start])
         if bias_V is not None:
             logits += bias_V
         cap_grads = None if softcap is None else apply_softcap(logits, softcap)
@@ -207,7 +213,15 @@ def iterate_chunks(
             losses = maxima + total.log() - label_logits
         else:
             losses, total = reduce_losses(vocabulary, label_logits * is_local, maxima, total)
-        yield part, LogitChunk(losses, logits, total, cap_grads, is_local, rows)
+        yield part, LogitChunk(losses, logits, total, cap_grads, is_local, rows, is_whole)
+
+
+def select_products(rows: Tensor, weight_VD: Tensor, *, is_whole: bool) -> AbstractContextManager[None]:
+    """The fastest products of rows of a chunk with the weight, in the block.
+
+    All chunks but the last have one shape, however long the rows of a batch are, so that oneDNN keeps memory for few.
+    """
+    return multiply_by_onednn() if is_whole and is_faster_by_onednn(rows, weight_VD) else nullcontext()
 
 
 def get_exact_dtype(inputs: Tensor) -> torch.dtype:
@@ -228,7 +242,9 @@ class GradientSums:
 
     def add(self, part: slice, chunk: LogitChunk, factors: Tensor | None) -> None:
         """Add the gradients of the losses of a chunk, times factors (n, 1); its exponentials are overwritten."""
-        self.add_probabilities(part, multiply_(chunk.exponentials, chunk.cap_grads, factors), chunk.total)
+        exponentials = multiply_(chunk.exponentials, chunk.cap_grads, factors)
+        with select_products(exponentials, self.weight_VD, is_whole=chunk.is_whole):
+            self.add_probabilities(part, exponentials, chunk.total)
         self.subtract_labels(part, chunk.rows, chunk.cap_grads, mask_factors(factors, chunk.is_local))
 
     def add_probabilities(self, chunk: slice, exponentials: Tensor, total: Tensor) -> None:

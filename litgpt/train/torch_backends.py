@@ -1,9 +1,12 @@
-"""Process-wide settings of torch for a run: deterministic algorithms, and the kernel of attention."""
+"""Process-wide settings of torch: deterministic algorithms, and the kernels of attention and of products."""
 
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,8 @@ SDPA_KERNELS = {
 """The kernels of scaled_dot_product_attention by the names in a recipe."""
 CUBLAS_WORKSPACE = ":4096:8"
 """Eight buffers of 4 MiB, with which cuBLAS is deterministic (its documentation, "Results Reproducibility")."""
+LARGE_PRODUCT = 2**28
+"""Multiplications in a product that is large enough to differ in speed."""
 
 
 @contextmanager
@@ -38,6 +43,56 @@ def select_backends(*, deterministic: bool, attention: str) -> Iterator[None]:
     finally:
         if deterministic:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@contextmanager
+def multiply_by_onednn() -> Iterator[None]:
+    """Multiply float32 matrices on the CPU by oneDNN in the block; in bfloat16 on a CPU with AMX.
+
+    Call it if `is_matmul_precision_unset`.
+    """
+    # not oneDNN's own setting, with which torch.get_float32_matmul_precision would raise an error in the block
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for settings in list_matmul_settings():
+            settings.fp32_precision = "none"
+
+
+def is_matmul_precision_unset() -> bool:
+    """Whether nothing in this process has chosen how float32 matrices are multiplied."""
+    return all(settings.fp32_precision == "none" for settings in list_matmul_settings())
+
+
+def list_matmul_settings() -> tuple[Any, ...]:
+    """torch's settings of products of matrices, of each backend."""
+    return torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+
+
+def is_faster_by_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether a product of rows with a matrix is faster by oneDNN than by MKL, and as exact: large ones on some CPUs.
+
+    oneDNN keeps memory for each shape that it has multiplied, so ask for shapes of which there are few.
+    """
+    is_large = len(left) * right.numel() >= LARGE_PRODUCT
+    is_fp32 = left.device.type == "cpu" and left.dtype == torch.float32
+    return is_large and is_fp32 and is_slow_by_mkl() and is_matmul_precision_unset() and is_exact_by_onednn()
+
+
+@cache
+def is_slow_by_mkl(cpu: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU is one of AMD, of whose instructions MKL does not use all."""
+    return cpu.is_file() and "AuthenticAMD" in cpu.read_text(encoding="utf-8")
+
+
+@cache
+def is_exact_by_onednn() -> bool:
+    """Whether torch has oneDNN, whose products keep the last bits of float32; those in bfloat16 do not."""
+    values = torch.full((256, 256), 1 + 2**-20)
+    with multiply_by_onednn():
+        return torch.backends.mkldnn.is_available() and torch.equal(values @ torch.eye(256), values)
 
 
 def check_attention_kernel(attention: str, config: Config, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,9 +1,13 @@
 """The chunked loss against the plain one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from litgpt.data.stream.batch import IGNORE
+from litgpt.train import cross_entropy
 from litgpt.train.cross_entropy import Labels, chunked_cross_entropy, plain_cross_entropy
 
 
@@ -82,3 +86,21 @@ def test_bf16_autocast_is_as_close_to_float64_as_the_plain_loss() -> None:
     (plain_loss, plain_gradient), (chunked_loss, chunked_gradient) = errors
     assert chunked_loss <= plain_loss + 0.01 * exact.item() / 74
     assert chunked_gradient <= 1.2 * plain_gradient
+
+
+def test_products_of_whole_chunks_only_are_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+
+    @contextmanager
+    def count_blocks() -> Iterator[None]:
+        blocks.append(None)
+        yield
+
+    monkeypatch.setattr(cross_entropy, "is_faster_by_onednn", lambda *_: True)
+    monkeypatch.setattr(cross_entropy, "multiply_by_onednn", count_blocks)
+    tensors, labels = problem(torch.float32, biased=False)
+    targets = int(labels.ne(IGNORE).sum())
+    for rows, whole in ((targets // 2, 2), (targets // 2 + 1, 1), (targets, 1), (targets + 1, 0)):
+        blocks.clear()
+        chunked_cross_entropy(*tensors, None, target=Labels(labels), chunk_rows=rows)
+        assert len(blocks) == 2 * whole  # those of logits, and those of gradients

@@ -1,6 +1,7 @@
-"""Deterministic algorithms and the kernel of attention are those of the recipe, inside a run only."""
+"""Deterministic algorithms and the kernels of attention and of products are those asked for, inside a block only."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from litgpt.errors import UserError
 from litgpt.model.attention import attend
 from litgpt.model.config import Config
 from litgpt.model.cpu_attention import BY_PRODUCTS
-from litgpt.train.torch_backends import check_attention_kernel, select_backends
+from litgpt.train import torch_backends
+from litgpt.train.torch_backends import (
+    check_attention_kernel,
+    is_exact_by_onednn,
+    is_faster_by_onednn,
+    is_slow_by_mkl,
+    multiply_by_onednn,
+    select_backends,
+)
 from tests.runs import SHAPE
 
 LATENT = {
@@ -60,3 +69,43 @@ def test_a_kernel_that_the_device_or_the_model_has_not_is_refused() -> None:
     grouped = Config(**{**SHAPE, "n_query_groups": 1})
     for attention in ("auto", "flash", "math"):
         check_attention_kernel(attention, grouped, torch.device("cpu"), torch.bfloat16)
+
+
+def test_onednn_multiplies_in_its_block_only() -> None:
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    with multiply_by_onednn():
+        assert settings.fp32_precision == "bf16" and torch.get_float32_matmul_precision() == "medium"
+    assert settings.fp32_precision == before and torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(not is_exact_by_onednn(), reason="oneDNN is missing, or multiplies in bfloat16 on this CPU")
+def test_products_by_onednn_are_as_exact_as_those_of_float32() -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(300, 200), torch.randn(200, 100)
+    exact = left.double() @ right.double()
+    error = (left @ right - exact).abs().max()
+    with multiply_by_onednn():
+        assert (left @ right - exact).abs().max() < 4 * error
+
+
+@pytest.mark.parametrize(("vendor", "exact"), [(True, True), (True, False), (False, True)])
+def test_large_products_use_onednn_where_it_is_faster_and_exact(
+    vendor: bool, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_backends, "is_slow_by_mkl", lambda: vendor)
+    monkeypatch.setattr(torch_backends, "is_exact_by_onednn", lambda: exact)
+    rows, matrix = torch.empty(512, 16), torch.empty(2**15, 16)
+    assert is_faster_by_onednn(rows, matrix) == (vendor and exact)
+    assert not is_faster_by_onednn(rows[:100], matrix)
+    assert not is_faster_by_onednn(rows.bfloat16(), matrix.bfloat16())
+    assert not is_faster_by_onednn(rows.to("meta"), matrix.to("meta"))
+    with multiply_by_onednn():  # a choice of the user's
+        assert not is_faster_by_onednn(rows, matrix)
+
+
+def test_the_vendor_of_a_cpu_is_read(tmp_path: Path) -> None:
+    for vendor in ("AuthenticAMD", "GenuineIntel"):
+        (tmp_path / vendor).write_text(f"processor : 0\nvendor_id : {vendor}\n")
+    assert is_slow_by_mkl(tmp_path / "AuthenticAMD")
+    assert not is_slow_by_mkl(tmp_path / "GenuineIntel") and not is_slow_by_mkl(tmp_path / "missing")
