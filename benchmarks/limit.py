@@ -164,7 +164,8 @@ def count_work(event: dict[str, Any], shapes: dict[str, dict[Shape, float]]) -> 
         batch, heads, queries, size = dims[1 if backward else 0]
         causal = is_own or "True" in arguments["Concrete Inputs"]
         products = (5 if backward else 2) / (2 if causal else 1)
-        return {DTYPES[types[0]]: 2.0 * products * batch * heads * queries * dims[2][-2] * size}
+        dtype = "float32" if is_own and backward else DTYPES[types[0]]  # in 16 bits, the backward pass is in float32
+        return {dtype: 2.0 * products * batch * heads * queries * dims[2][-2] * size}
     return {}
 
 

@@ -158,7 +158,7 @@ def measure_added(folder: str) -> None:
     import torch
 
     import litgpt.infer.load  # noqa: F401 - imported before the measure begins
-    from litgpt.host_allocator import return_code_pages
+    from litgpt.code_pages import return_code_pages
 
     return_code_pages()  # loading does
     torch.ones(2) @ torch.ones(2)

@@ -1,15 +1,8 @@
-"""Memory of the process that is not of tensors: what malloc of glibc keeps when it is freed, and code of libraries.
-
-A training step on a CPU frees gigabytes a second.
-"""
+"""How malloc of glibc treats memory that is freed, of which a training step on a CPU frees gigabytes a second."""
 
 import ctypes
-import mmap
 import os
 import platform
-import re
-from functools import cache
-from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # numbers of malloc.h
 OPTIONS = {
@@ -18,45 +11,11 @@ OPTIONS = {
     M_TOP_PAD: 64 * 1024**2,
 }
 
-MAPPING = re.compile(r"^(\w+)-(\w+) (\S{4}) \S+ \S+ \d+ +(/.*)\n(?:\w+:.*\n)*?Anonymous: +(\d+) kB", re.MULTILINE)
-"""A mapped file in `smaps`: its first address and its end, access, path, and kB that differ from the file."""
-
 
 def return_freed_memory() -> None:
     """Return the memory that malloc keeps to the system; what is used again later then comes back as new pages."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-@cache
-def return_code_pages() -> None:
-    """Unmap the pages of libraries' code and constants that this process has in memory, on Linux, the first time.
-
-    Those in use are mapped again from the system's cache of files, without being read again. The others ran only while
-    the libraries were loaded: on a machine without a GPU, most are constructors in the libraries of CUDA.
-    """
-    smaps = Path("/proc/self/smaps")
-    if not smaps.exists():
-        return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for pages in list_code_pages(smaps.read_text()):
-        madvise(pages.start, len(pages), mmap.MADV_DONTNEED)
-
-
-def list_code_pages(smaps: str) -> list[range]:
-    """The addresses of libraries' mappings that equal their file: those with changed pages would lose the changes.
-
-    Args:
-        smaps: the text of `/proc/self/smaps`.
-    """
-    mappings = [match.groups() for match in MAPPING.finditer(smaps)]
-    libraries = {path for *_, access, path, _ in mappings if "x" in access}
-    return [
-        range(int(first, 16), int(end, 16))
-        for first, end, access, path, changed in mappings
-        if path in libraries and "w" not in access and changed == "0"
-    ]
 
 
 def keep_freed_memory(*, shared: bool = False) -> bool:

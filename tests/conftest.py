@@ -118,4 +118,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def find_limit(item: pytest.Item) -> float:
     """The time limit of a test in seconds; 0 for that of all others."""
     marker = item.get_closest_marker("timeout")
-    return 0 if marker is None else float(marker.args[0])
+    return 0 if marker is None else float(marker.args[0] if marker.args else marker.kwargs["timeout"])

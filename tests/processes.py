@@ -8,9 +8,12 @@ import runpy
 import signal
 import socket
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ CONTEXT.set_forkserver_preload(
         "tests.preloaded",
     ]
 )
+CHILDREN = threading.Lock()
+"""Held while exit codes are read: a start reads those of all processes, and each can be read only once."""
 
 
 def find_free_port() -> int:
@@ -72,18 +77,22 @@ def start_ranks(work: Callable[..., Any], *arguments: Any, folder: Path, ranks: 
     for rank in range(ranks):
         variables = rank_environment(rank, ranks, port)
         process = CONTEXT.Process(target=_run_rank, args=(work, arguments, str(folder), rank, variables))
-        process.start()
+        with CHILDREN:
+            process.start()
         processes.append(process)
     return processes
 
 
 def join_ranks(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
-    """Wait for processes and return their exit codes; kill those that do not end within `timeout` seconds."""
+    """Wait for processes and return their exit codes; kill those that have not ended after `timeout` seconds in all."""
+    end = time.monotonic() + timeout
     for process in processes:
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        wait([process.sentinel], max(0.0, end - time.monotonic()))
+    with CHILDREN:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
     return [process.exitcode for process in processes]
 
 
@@ -207,7 +216,8 @@ def _run_rank(
     observe_training()
     try:
         code = work(*arguments)
-        if torch.distributed.is_initialized():
+        has_failed = isinstance(code, int) and code != 0  # then other ranks may not take part in an exchange again
+        if torch.distributed.is_initialized() and not has_failed:
             torch.distributed.destroy_process_group()  # a thread of gloo that still sends crashes in an exit
     except SystemExit as exit_request:
         code = exit_request.code

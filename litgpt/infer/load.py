@@ -9,9 +9,9 @@ import torch
 
 from litgpt import adapt
 from litgpt.adapt import loftq, quantization
+from litgpt.code_pages import return_code_pages
 from litgpt.errors import UserError
 from litgpt.files import CHECKPOINTS
-from litgpt.host_allocator import return_code_pages
 from litgpt.messages import print_message
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT

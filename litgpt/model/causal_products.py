@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 BLOCK_QUERIES = 64
-"""Of each head in a block: fewer make smaller products, more compute more scores of later keys."""
+"""Queries of each head in a block: with fewer, products are smaller; with more, more scores are of later keys."""
 BLOCK_SCORES = 1 << 20
-"""Of a block at a time, which fit in the last cache of a CPU."""
+"""Scores of a block, 4 MiB, which the last cache of a CPU holds; more only if one row has more."""
 LOG2E = math.log2(math.e)  # scores are computed for exp2, which is faster than exp
 
 
@@ -42,8 +42,9 @@ def differentiate_products(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of queries, keys and values.
 
-    A query has one more number, which is subtracted from its scores or from the gradients of its weights by their
-    product with the ones that keys and values have for it.
+    Queries and output gradients have one more column, and keys and values a column of ones, so that the same products
+    also subtract each query's logsumexp from its scores, and its sum of gradient times output from the gradients of its
+    weights.
     """
     of_q, of_k, of_v = (allocate_like(x) for x in (q_BHTS, k_BKTS, v_BKTS))
     groups, size = k_BKTS.shape[1], q_BHTS.shape[3]

@@ -17,13 +17,13 @@ from litgpt.model.uncompiled import called_while_compiling
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 BY_PRODUCTS = range(256, 768)
-"""Tokens of the texts to which attention by products is faster."""
+"""Tokens of texts for which products are used: faster for most shapes, for small ones slower at the ends."""
 
 operations = torch.library.Library("litgpt", "FRAGMENT")
-operations.define("causal_attention(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)")
+operations.define("causal_attention(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)")
 operations.define(
-    "causal_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor output, Tensor logsumexp, float scale)"
-    " -> (Tensor, Tensor, Tensor)"
+    "causal_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp,"
+    " float scale) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -48,13 +48,13 @@ def is_flash_on_cpu(q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor) -> bool:
 
 
 def is_faster_on_cpu(q_BHTS: Tensor, k_BKTS: Tensor, v_BKTS: Tensor) -> bool:
-    """Whether the operation is faster for them than torch's; always where code that is compiled has to decide."""
+    """Whether the operation is used instead of torch's: where it is faster, and in compiled code for all tokens."""
     is_other = torch.compiler.is_compiling() or q_BHTS.dtype in HALF_TYPES or is_by_products(q_BHTS)
     return is_other and is_flash_on_cpu(q_BHTS, k_BKTS, v_BKTS)
 
 
 def is_by_products(q_BHTS: Tensor) -> bool:
-    """Whether attention is by products, unless torch's flash kernel is the only one that is allowed."""
+    """Whether attention is by products: by its tokens and dtype, unless only torch's flash kernel is allowed."""
     dtypes = (torch.float32, *HALF_TYPES)
     return q_BHTS.dtype in dtypes and q_BHTS.shape[2] in BY_PRODUCTS and torch.backends.cuda.math_sdp_enabled()
 
@@ -114,6 +114,11 @@ def run_causal_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tenso
     return *torch.ops.litgpt.causal_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
 
 
+def refuse_second_derivative(_ctx: Any, *_grads: Tensor) -> None:
+    """Raise an error that names the kernel that has second derivatives."""
+    raise NotImplementedError("attention: auto has no second derivatives on a CPU; use attention: math")
+
+
 operations.impl("causal_attention", attend_causally, "CPU")
 operations.impl("causal_attention_backward", differentiate_causally, "CPU")
 torch.library.register_fake("litgpt::causal_attention", allocate_causal_outputs, lib=operations)
@@ -121,6 +126,7 @@ torch.library.register_fake("litgpt::causal_attention_backward", allocate_qkv_gr
 torch.library.register_autograd(
     "litgpt::causal_attention", run_causal_backward, setup_context=save_causal_attention, lib=operations
 )
+torch.library.register_autograd("litgpt::causal_attention_backward", refuse_second_derivative, lib=operations)
 
 
 class FlashAttention(torch.autograd.Function):

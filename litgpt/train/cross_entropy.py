@@ -16,7 +16,7 @@ from torch import Tensor
 from litgpt.data.stream.batch import IGNORE
 from litgpt.model.gpt import compute_logits
 from litgpt.parallel.token_sharding import VocabularyShard
-from litgpt.train.torch_backends import is_faster_by_onednn, multiply_by_onednn
+from litgpt.train.torch_backends import is_faster_by_onednn, onednn_products
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class LogitChunk:
         cap_grads: (n, V) derivative of the softcap at each logit; None without one.
         is_local: (n, 1), whether the row of each label is local; None if all are.
         rows: (n,), its index, arbitrary if it is not.
-        is_whole: whether n is the number of rows of a chunk; it is less in the last one.
+        is_whole: whether n is `chunk_rows`; it may be less in the last chunk.
     """
 
     losses: Tensor
@@ -221,7 +221,7 @@ def select_products(rows: Tensor, weight_VD: Tensor, *, is_whole: bool) -> Abstr
 
     All chunks but the last have one shape, however long the rows of a batch are, so that oneDNN keeps memory for few.
     """
-    return multiply_by_onednn() if is_whole and is_faster_by_onednn(rows, weight_VD) else nullcontext()
+    return onednn_products() if is_whole and is_faster_by_onednn(rows, weight_VD) else nullcontext()
 
 
 def get_exact_dtype(inputs: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ OPERATION_KINDS = {
     "compiled kernels": ("triton", "inductor", "compiledfunction", "torchdynamo"),
     "autograd": ("autograd::", "backward"),
 }
+OWN_OPERATIONS = "litgpt::"  # what they call is of their kind
 REST = "other (logging, evaluation, saving)"
 OTHER_KIND = "elementwise, reductions and others"
 ALLOCATORS = ("aten::empty", "aten::empty_strided", "aten::new_empty", "aten::resize_")  # for the operation above
@@ -39,6 +40,14 @@ def find_kind(name: str) -> str:
     """Return the kind of an operation."""
     lowered = name.lower()
     return next((kind for kind, parts in OPERATION_KINDS.items() if any(part in lowered for part in parts)), OTHER_KIND)
+
+
+def find_own_operation(event: FunctionEvent) -> FunctionEvent:
+    """Return the operation of this package that an event is a part of; itself if there is none."""
+    outer = event.cpu_parent
+    while outer is not None and not outer.name.startswith(OWN_OPERATIONS):
+        outer = outer.cpu_parent
+    return event if outer is None else outer
 
 
 def find_gaps(events: Iterable[FunctionEvent], start: float, end: float) -> tuple[float, list[Gap]]:
@@ -131,7 +140,7 @@ def format_summary(events: Iterable[FunctionEvent], steps: list[int], *, is_cuda
     idle, gaps = find_gaps(operations, start, end)
     kinds: dict[str, float] = defaultdict(float)
     for event in operations:
-        kinds[find_kind(event.name)] += get_self_time(event)
+        kinds[find_kind(find_own_operation(event).name)] += get_self_time(event)
     total, busy = end - start, sum(kinds.values()) or 1.0
     by_time = {
         name: sorted(times.items(), key=lambda item: -item[1])

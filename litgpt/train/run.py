@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
-from litgpt.host_allocator import return_code_pages, return_freed_memory
+from litgpt.code_pages import return_code_pages
+from litgpt.host_allocator import return_freed_memory
 from litgpt.parallel.heartbeat import report_lost_ranks
 from litgpt.parallel.strategy import exit_process, is_rank_zero
 from litgpt.phases import phase, show_phases

@@ -46,10 +46,11 @@ def select_backends(*, deterministic: bool, attention: str) -> Iterator[None]:
 
 
 @contextmanager
-def multiply_by_onednn() -> Iterator[None]:
+def onednn_products() -> Iterator[None]:
     """Multiply float32 matrices on the CPU by oneDNN in the block; in bfloat16 on a CPU with AMX.
 
-    Call it if `is_matmul_precision_unset`.
+    The setting is the process's: other threads multiply so too, on a GPU in TF32. At its end nothing is set, so call it
+    only if `is_matmul_precision_unset`.
     """
     # not oneDNN's own setting, with which torch.get_float32_matmul_precision would raise an error in the block
     torch.set_float32_matmul_precision("medium")
@@ -91,7 +92,7 @@ def is_slow_by_mkl(cpu: Path = Path("/proc/cpuinfo")) -> bool:
 def is_exact_by_onednn() -> bool:
     """Whether torch has oneDNN, whose products keep the last bits of float32; those in bfloat16 do not."""
     values = torch.full((256, 256), 1 + 2**-20)
-    with multiply_by_onednn():
+    with onednn_products():
         return torch.backends.mkldnn.is_available() and torch.equal(values @ torch.eye(256), values)
 
 

@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,9 @@ def test_two_ranks_then_one(tmp_path: Path) -> None:
 def test_a_signal_to_any_of_two_ranks_saves_and_ends_both(tmp_path: Path, signalled: tuple[int, ...]) -> None:
     folder = prepare(tmp_path, 2, train__max_steps=100_000, train__save_interval=None)
     ranks = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder, ranks=2)
+    end = time.monotonic() + 100
     while "step 2/100" not in read_log(folder) and ranks[0].is_alive():
+        assert time.monotonic() < end, read_log(folder)
         time.sleep(0.01)
     for rank in signalled:
         os.kill(ranks[rank].pid, signal.SIGTERM)
@@ -125,9 +128,12 @@ def test_a_signal_saves_leaves_with_zero_and_loses_nothing(tmp_path: Path, numbe
     for attempt in range(3):  # on a busy machine, a run may be over before this process gets to signal it
         folder = prepare(tmp_path / f"stopped-{attempt}", **DROPOUT, train__save_interval=None)
         (process,) = start_ranks(run_litgpt, "pretrain", "--config", "recipe.yaml", folder=folder)
+        end = time.monotonic() + 60
         while "step 2/12" not in read_log(folder) and process.is_alive():
+            assert time.monotonic() < end, read_log(folder)
             time.sleep(0.01)
-        os.kill(process.pid, number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process.pid, number)
         assert join_ranks([process]) == [0], read_log(folder)
         log = read_log(folder)
         if not (folder / "out" / "final").exists():

@@ -97,3 +97,11 @@ def test_the_operation_is_what_it_is_declared_to_be(is_contiguous: bool, dtype: 
     torch.library.opcheck(backward, (*saved, SCALE), test_utils=("test_schema", "test_faketensor"))
     results = [*outputs, *backward(*saved, SCALE)]
     assert all(x.transpose(1, 2).is_contiguous() for x in results)  # as graphs are compiled for
+
+
+def test_second_derivatives_are_refused() -> None:
+    *leaves, grad = make_inputs(4, 2, 256)
+    q, k, v = (x.requires_grad_() for x in leaves)
+    (first,) = torch.autograd.grad(attend_plainly(q, k, v), q, grad, create_graph=True)
+    with pytest.raises(NotImplementedError, match="use attention: math"):
+        first.sum().backward()

@@ -146,6 +146,6 @@ def test_scrambled_recipes(litgpt, user_module, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(10))
-def test_five_thousand_mutated_recipes(litgpt, user_module, tmp_path, part):
+def test_mutated_recipes_of_five_thousand_draws(litgpt, user_module, tmp_path, part):
     campaign(draw_changes(5000, 10, whole_recipe(user_module))[part::10], litgpt, user_module, tmp_path)
     scramble(100, 20 + part, litgpt, user_module, tmp_path)

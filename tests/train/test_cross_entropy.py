@@ -97,7 +97,7 @@ def test_products_of_whole_chunks_only_are_by_onednn(monkeypatch: pytest.MonkeyP
         yield
 
     monkeypatch.setattr(cross_entropy, "is_faster_by_onednn", lambda *_: True)
-    monkeypatch.setattr(cross_entropy, "multiply_by_onednn", count_blocks)
+    monkeypatch.setattr(cross_entropy, "onednn_products", count_blocks)
     tensors, labels = problem(torch.float32, biased=False)
     targets = int(labels.ne(IGNORE).sum())
     for rows, whole in ((targets // 2, 2), (targets // 2 + 1, 1), (targets, 1), (targets + 1, 0)):

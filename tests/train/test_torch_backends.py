@@ -17,7 +17,7 @@ from litgpt.train.torch_backends import (
     is_exact_by_onednn,
     is_faster_by_onednn,
     is_slow_by_mkl,
-    multiply_by_onednn,
+    onednn_products,
     select_backends,
 )
 from tests.runs import SHAPE
@@ -74,7 +74,7 @@ def test_a_kernel_that_the_device_or_the_model_has_not_is_refused() -> None:
 def test_onednn_multiplies_in_its_block_only() -> None:
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
-    with multiply_by_onednn():
+    with onednn_products():
         assert settings.fp32_precision == "bf16" and torch.get_float32_matmul_precision() == "medium"
     assert settings.fp32_precision == before and torch.get_float32_matmul_precision() == "highest"
 
@@ -85,7 +85,7 @@ def test_products_by_onednn_are_as_exact_as_those_of_float32() -> None:
     left, right = torch.randn(300, 200), torch.randn(200, 100)
     exact = left.double() @ right.double()
     error = (left @ right - exact).abs().max()
-    with multiply_by_onednn():
+    with onednn_products():
         assert (left @ right - exact).abs().max() < 4 * error
 
 
@@ -100,7 +100,7 @@ def test_large_products_use_onednn_where_it_is_faster_and_exact(
     assert not is_faster_by_onednn(rows[:100], matrix)
     assert not is_faster_by_onednn(rows.bfloat16(), matrix.bfloat16())
     assert not is_faster_by_onednn(rows.to("meta"), matrix.to("meta"))
-    with multiply_by_onednn():  # a choice of the user's
+    with onednn_products():  # a choice of the user's
         assert not is_faster_by_onednn(rows, matrix)
 
 

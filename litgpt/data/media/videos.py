@@ -53,7 +53,7 @@ VIDEO_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 REQUIRED_VIDEO_STEPS = ("do_resize", "do_rescale", "do_normalize", "initial_shift")
 """Steps that a processor's file may turn off, or change, which is not supported."""
-MOST_FRAMES = 1_000_000  # ten hours at 24 a second
+MOST_FRAMES = 1_000_000  # eleven hours at 24 a second
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def find_video_values(folder: Path, *, is_shared: bool) -> tuple[Path, dict[str,
         UserError: if the folder has none, or its file is damaged.
     """
     merged = folder / "processor_config.json"
-    if merged.is_file() and "video_processor" in (values := read_json_object(merged)):
+    if merged.is_file() and (values := read_json_object(merged)).get("video_processor") is not None:
         if not isinstance(settings := values["video_processor"], dict):
             raise UserError(f"{merged}: video_processor: {settings} is not supported; download the file again")
         return merged, settings

@@ -215,7 +215,8 @@ def connect_publicly(url: str, host: str, port: int, deadline: Deadline) -> sock
 
 def list_addresses(host: str, port: int, deadline: Deadline) -> list[str]:
     """The addresses of a name; raises an OSError if it has none, or if they are not known in time."""
-    results, end = SimpleQueue[list[str] | Exception](), time.monotonic() + min(SILENCE_SECONDS, deadline.left)
+    results, slots = SimpleQueue[list[str] | Exception](), LOOKUPS
+    end = time.monotonic() + SILENCE_SECONDS
 
     def look_up() -> None:
         try:
@@ -224,11 +225,15 @@ def list_addresses(host: str, port: int, deadline: Deadline) -> list[str]:
         except (OSError, ValueError) as error:
             results.put(error)
         finally:
-            LOOKUPS.release()
+            slots.release()
 
-    if not LOOKUPS.acquire(timeout=max(0.0, end - time.monotonic())):
+    if not slots.acquire(timeout=max(0.0, min(SILENCE_SECONDS, deadline.left))):
         raise TimeoutError("too many names are looked up")
-    threading.Thread(target=look_up, daemon=True, name="look-up").start()
+    try:
+        threading.Thread(target=look_up, daemon=True, name="look-up").start()
+    except RuntimeError as error:  # too many threads
+        slots.release()
+        raise OSError(str(error)) from None
     while not deadline.is_over and time.monotonic() < end:
         try:
             result = results.get(timeout=LOOK_SECONDS)

@@ -41,7 +41,8 @@ class UrlFiles:
     async def fetch(self, urls: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
         """The files of URLs, for the block, in which they count as fetched; what is left ends if this is cancelled.
 
-        Others wait for the end of the block, and of its thread, which may be later if this is cancelled.
+        The slot is free for another request when both the block and its thread have ended; the thread may end later if
+        this is cancelled.
 
         Raises:
             ApiError: if one cannot be fetched, or too many requests wait.
@@ -57,8 +58,12 @@ class UrlFiles:
             await self._free.acquire()
         finally:
             self._waiting -= 1
-        deadline = Deadline(self.limits.seconds)
-        received = asyncio.get_running_loop().run_in_executor(self._threads, self._receive, urls, deadline)
+        try:
+            deadline = Deadline(self.limits.seconds)
+            received = asyncio.get_running_loop().run_in_executor(self._threads, self._receive, urls, deadline)
+        except BaseException:
+            self._free.release()
+            raise
         try:
             with deadline:
                 files = await asyncio.shield(received)
