@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from litgpt.errors import UserError
 from litgpt.model.attention import attend
+from litgpt.model.cpu_attention import BY_PRODUCTS
 from litgpt.recipe.profile import ProfileArgs
 from litgpt.train.profile_summary import OTHER_KIND, REST, Gap, find_gaps, find_kind
 from litgpt.train.profiler import StepProfiler
@@ -115,7 +116,7 @@ def test_steps_that_are_no_range_are_refused(steps: list[int]) -> None:
 
 
 def test_what_an_own_operation_calls_is_of_its_kind(tmp_path: Path) -> None:
-    q, k, v = (torch.randn(1, 2, 256, 8, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, BY_PRODUCTS.start, 8, requires_grad=True) for _ in range(3))
     with StepProfiler([1, 1], tmp_path, torch.device("cpu"), lambda _: None) as profiler, profiler.profile_step(1):
         attend(q, k, v, mask=None, causal=True, scale=1.0)
     kinds = read_tables((tmp_path / "summary.md").read_text())["Operations on the CPU, by kind"]
